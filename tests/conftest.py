@@ -1,0 +1,44 @@
+"""One Prefect server with a fresh home for the whole run, and one practice API for the tests.
+
+Kernels that nbval starts inherit the environment, so the notebooks use the same server.
+"""
+
+import os
+import shutil
+import signal
+import tempfile
+
+import pytest
+
+HOME = tempfile.mkdtemp(prefix="lessons-")
+os.environ["LESSONS_HOME"] = HOME  # before `lesson` is imported, which replaces all PREFECT_* too
+os.environ["IPYTHONDIR"] = os.path.join(HOME, "ipython")  # nor anything else of the user's own
+for name in ("GITHUB_TOKEN", "GITHUB_API_URL"):  # GitHub's runners set them: never go live
+    os.environ.pop(name, None)
+
+import lesson  # noqa: E402
+
+
+def pytest_configure(config):
+    # Whoever ends the run politely gets the server ended with it.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
+def pytest_unconfigure(config):
+    lesson.stop_server()
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def practice_api():
+    return lesson.start()
+
+
+@pytest.fixture
+def github(practice_api):
+    """The practice API as new, no cached results, and a `github-api` limit that does not bind."""
+    practice_api.reset()
+    practice_api.latency = 0
+    lesson.clear_cache()
+    lesson.new_limit("github-api", 5000, 5000 / 3600)
+    return practice_api
