@@ -193,7 +193,7 @@ def api_url() -> str:
     text = os.environ.get("GITHUB_API_URL") or "https://api.github.com"
     try:
         url = httpx.URL(text)
-        usable = url.scheme in ("http", "https") and url.host
+        usable = url.scheme in ("http", "https") and re.fullmatch(r"[\w.:-]+", url.host)
     except (httpx.InvalidURL, ValueError):
         usable = False
     if not usable:
@@ -277,7 +277,7 @@ OWNER_AND_NAME = re.compile(r"(?=[^/]{1,39}/)[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*/[A-Z
 
 
 def check_names(github_repos: Iterable[str]) -> list[str]:
-    """Return the names as a list. Raises one `ValueError` that lists all that GitHub would not allow."""
+    """Return the names as a list. Raises one `ValueError` for all that GitHub would not allow."""
     repos = list(github_repos)
     bad = [
         repo

@@ -515,6 +515,7 @@ async def _padded(content: bytes, size: int) -> AsyncIterator[bytes]:
     yield content
     for sent in range(len(content), size, 65536):
         yield b" " * min(65536, size - sent)
+        await asyncio.sleep(0)  # lets others have their turn, and a client hang up
 
 
 # What GitHub's answers say

@@ -1,8 +1,8 @@
 """The set-up cell of every lesson, and the charts that lessons share.
 
 `start()` prepares a kernel: a Prefect server of the lessons' own, running in the background for all
-notebooks, and the practice API, running in a thread of the kernel. Whatever the reader has of Prefect
-(a server, a Cloud workspace, `PREFECT_*` variables) is neither used nor changed.
+notebooks, and the practice API, running in a thread of the kernel. Whatever the reader has of
+Prefect (a server, a Cloud workspace, `PREFECT_*` variables) is neither used nor changed.
 
     python notebooks/lesson.py status     is the background server running, and where?
     python notebooks/lesson.py stop       stop it; what it recorded stays
@@ -101,8 +101,11 @@ def _launch() -> str:
     print(f"Starting the Prefect server of the lessons on {url} (half a minute, once) …")
     with SERVER_LOG.open("w") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start"]
-            + ["--host", "127.0.0.1", "--port", str(port)],
+            [
+                sys.executable,
+                *["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port"],
+                str(port),
+            ],
             cwd=HOME,
             env=isolated(SERVER_SETTINGS | {"PREFECT_API_URL": f"{url}/api"}),
             stdin=subprocess.DEVNULL,
@@ -181,14 +184,13 @@ def start():
     global _github
     os.environ["PREFECT_API_URL"] = f"{start_server()}/api"
     import prefect.context
+
     from fake_github import FakeGitHub
 
     prefect.context.refresh_global_settings_context()  # if Prefect was imported before this module
     plain_logs()
     if _github is None:
-        _github = FakeGitHub(
-            latency=0.1, rate_limit=5000, port=free_port(PRACTICE_PORTS)
-        ).start()
+        _github = FakeGitHub(latency=0.1, rate_limit=5000, port=free_port(PRACTICE_PORTS)).start()
     os.environ["GITHUB_API_URL"] = _github.url
     os.environ.pop("GITHUB_TOKEN", None)  # the reader's own is not for practice
     new_limit("github-api", 5000, 5000 / 3600)
@@ -207,7 +209,8 @@ def plain_logs() -> None:
             record.exc_info = record.exc_text = None
             text = super().format(record)
             # httpx repeats the address of the request, and adds one of a page about the status.
-            text = re.sub(r" for url '[^']*'((\\n|\n)For more information check: [^\s'\"]+)?", "", text)
+            text = re.sub(r" for url '[^']*'", "", text)
+            text = re.sub(r"(\\n|\n)For more information check: [^\s'\"]+", "", text)
             return re.sub(r"(\d+\.\d)\d+ second", r"\1 second", text)
 
     handler = logging.StreamHandler(sys.stdout)

@@ -3,6 +3,7 @@
 Kernels that nbval starts inherit the environment, so the notebooks use the same server.
 """
 
+import atexit
 import os
 import shutil
 import signal
@@ -19,19 +20,25 @@ for name in ("GITHUB_TOKEN", "GITHUB_API_URL"):  # GitHub's runners set them: ne
 import lesson  # noqa: E402
 
 
-def pytest_configure(config):
-    # Whoever ends the run politely gets the server ended with it.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-
-
-def pytest_unconfigure(config):
+@atexit.register  # before Prefect is imported: runs after Prefect sent off its last logs
+def _clean_up():
     lesson.stop_server()
     shutil.rmtree(HOME, ignore_errors=True)
 
 
+def pytest_configure(config):
+    # Whoever ends the run with a signal gets the server ended with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def practice_api():
-    return lesson.start()
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    github = lesson.start()
+    # At the end of each flow run Prefect waits up to a second for the thread of its heartbeat.
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield github
 
 
 @pytest.fixture
