@@ -734,11 +734,17 @@ def main() -> int:
         parser.error(str(error))
     for repository, status, times in args.fail:
         github.fail(repository, status=status, times=times)
+    introduced = threading.Event()
 
     def show(line: str) -> None:
         with contextlib.suppress(OSError):  # nobody reads it any more
             print(line, flush=True)
 
+    def show_request(line: str) -> None:
+        introduced.wait()  # the address is the first line
+        show(line)
+
+    github.on_request = show_request
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
@@ -746,7 +752,7 @@ def main() -> int:
         show(url)
         show(f"In another terminal: GITHUB_API_URL={url} python pipeline.py")
         show(f'(PowerShell: $env:GITHUB_API_URL="{url}"; cmd: set GITHUB_API_URL={url})')
-        github.on_request = show
+        introduced.set()
         while True:
             time.sleep(60)
     except OSError as error:
@@ -755,6 +761,7 @@ def main() -> int:
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
+        introduced.set()
         github.stop()
         return 0
 

@@ -99,13 +99,11 @@ def _launch() -> str:
     port = free_port(PORTS)
     url = f"http://127.0.0.1:{port}"
     print(f"Starting the Prefect server of the lessons on {url} (half a minute, once) …")
+    command = [sys.executable, "-m", "prefect", "server", "start"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     with SERVER_LOG.open("w") as log:
         server = subprocess.Popen(
-            [
-                sys.executable,
-                *["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port"],
-                str(port),
-            ],
+            command,
             cwd=HOME,
             env=isolated(SERVER_SETTINGS | {"PREFECT_API_URL": f"{url}/api"}),
             stdin=subprocess.DEVNULL,
@@ -174,6 +172,7 @@ def free_port(candidates: tuple[int, ...]) -> int:
 # --- The kernel -----------------------------------------------------------------------------------
 
 _github = None
+_token = os.environ.get("GITHUB_TOKEN")
 
 
 def start():
@@ -183,20 +182,39 @@ def start():
     """
     global _github
     os.environ["PREFECT_API_URL"] = f"{start_server()}/api"
+    import matplotlib as mpl
     import prefect.context
 
     from fake_github import FakeGitHub
 
+    mpl.rcParams.update(CHART_STYLE)
     prefect.context.refresh_global_settings_context()  # if Prefect was imported before this module
     plain_logs()
     if _github is None:
         _github = FakeGitHub(latency=0.1, rate_limit=5000, port=free_port(PRACTICE_PORTS)).start()
     os.environ["GITHUB_API_URL"] = _github.url
     os.environ.pop("GITHUB_TOKEN", None)  # the reader's own is not for practice
-    new_limit("github-api", 5000, 5000 / 3600)
+    with prefect.get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name("github-api", 5000, 5000 / 3600)
     print(f"Prefect dashboard  {os.environ['PREFECT_API_URL'].removesuffix('/api')}")
     print(f"Practice API       {_github.url}")
     return _github
+
+
+def go_live() -> None:
+    """From here on ask GitHub itself, with the reader's `GITHUB_TOKEN` if there is one.
+
+    The practice limit `github-api` goes too: the pipeline creates the one that GitHub's allowance
+    asks for. `start()` returns to practice.
+    """
+    from prefect.client.orchestration import get_client
+
+    os.environ.pop("GITHUB_API_URL", None)
+    if _token:
+        os.environ["GITHUB_TOKEN"] = _token
+    with get_client(sync_client=True) as client:
+        client.delete_global_concurrency_limit_by_name("github-api")
+    print("From here on: https://api.github.com", "with" if _token else "without", "a token")
 
 
 def plain_logs() -> None:
@@ -225,6 +243,37 @@ def plain_logs() -> None:
     logging.getLogger().handlers[:] = [handler]
 
 
+@contextmanager
+def quiet():
+    """Within it, no log lines are shown; Prefect's server gets them all the same."""
+    (handler,) = logging.getLogger().handlers
+    handler.addFilter(nothing := lambda record: False)
+    try:
+        yield
+    finally:
+        handler.removeFilter(nothing)
+
+
+def task_states(flow_state, count: int) -> dict[str, str]:
+    """The states of a flow run's `count` task runs by name, as Prefect's server recorded them.
+
+    It records them in batches, a moment later than they happen. Raises `TimeoutError` if it does
+    not have them within half a minute.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    flow_run = FlowRunFilter(id={"any_": [flow_state.state_details.flow_run_id]})
+    deadline = time.monotonic() + 30
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < deadline:
+            runs = client.read_task_runs(flow_run_filter=flow_run)
+            if len(runs) == count and all(run.state.is_final() for run in runs):
+                return {run.name: run.state.name for run in runs}
+            time.sleep(0.1)
+    raise TimeoutError(f"Prefect's server has {len(runs)} of {count} finished task runs.")
+
+
 def new_limit(name: str, limit: int, slot_decay_per_second: float) -> None:
     """Create a global concurrency limit with all its slots free, in place of one of that name."""
     from contextlib import suppress
@@ -250,7 +299,15 @@ def clear_cache() -> None:
 
 # --- Charts ---------------------------------------------------------------------------------------
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"  # told apart by colour-blind readers too
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # told apart by colour-blind readers too
+CHART_STYLE = {
+    "font.size": 12,
+    "figure.titleweight": "bold",
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
 
 
 def show_code(*functions) -> None:
@@ -282,7 +339,6 @@ def chart_requests(requests, title: str, repos: list[str] | None = None, floor=N
         len(logs),
         sharex=True,
         squeeze=False,
-        layout="constrained",
         figsize=(8, 0.6 + sum(heights)),
         height_ratios=heights,
     )
@@ -305,10 +361,9 @@ def chart_requests(requests, title: str, repos: list[str] | None = None, floor=N
             axes.set_ylabel(f"{len(names)} repositories")
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_title(name, loc="left", fontsize="medium")
-        axes.spines[["top", "right"]].set_visible(False)
     all_axes[-1, 0].set_xlabel("time (s)")
     all_axes[-1, 0].set_xlim(left=0)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    figure.suptitle(title, x=0.01, ha="left")
     plt.show()
 
 
@@ -323,7 +378,7 @@ def chart_allowance(requests, title: str, limit: int, slot_decay_per_second: flo
     log = requests.sort_values("time", ignore_index=True)
     count = log.index + 1
     last = log["time"].max()
-    figure, axes = plt.subplots(layout="constrained", figsize=(8, 3.5))
+    figure, axes = plt.subplots(figsize=(8, 3.5))
     axes.step(log["time"], count, where="post", color=BLUE, label="requests")
     axes.plot(
         [0, last],
@@ -336,9 +391,8 @@ def chart_allowance(requests, title: str, limit: int, slot_decay_per_second: flo
     if refused.any():
         axes.plot(log["time"][refused], count[refused], "x", color=ORANGE, label="refused")
     axes.set(xlabel="time (s)", ylabel="requests so far", ylim=(0, None), xlim=(0, None))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    axes.legend()
+    figure.suptitle(title, x=0.01, ha="left")
     plt.show()
 
 

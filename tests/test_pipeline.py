@@ -15,7 +15,6 @@ from threading import Lock, Thread
 import httpx
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter
 
 import lesson
 import pipeline
@@ -39,21 +38,6 @@ def statuses(github, repo=PYDANTIC):
     return log["status"][log["repository"] == repo].tolist()
 
 
-def task_states(flow_state, count):
-    """The final states of a flow run's task runs by name, as Prefect's server has them.
-
-    The server records task runs a moment later than they happen: wait until it knows all `count`.
-    """
-    flow_run = FlowRunFilter(id={"any_": [flow_state.state_details.flow_run_id]})
-    deadline = time.monotonic() + 30
-    with get_client(sync_client=True) as client:
-        while time.monotonic() < deadline:
-            runs = client.read_task_runs(flow_run_filter=flow_run)
-            if len(runs) == count and all(run.state.is_final() for run in runs):
-                return {run.name: run.state.name for run in runs}
-    raise TimeoutError(f"{len(runs)} of {count} task runs recorded")
-
-
 # --- The finished flow ----------------------------------------------------------------------------
 
 
@@ -69,7 +53,7 @@ def test_run_again_fetches_nothing(github):
     assert len(github.requests) == 3
     state = show_stars(REPOS, return_state=True)
     assert len(github.requests) == 3
-    states = task_states(state, count=6)
+    states = lesson.task_states(state, count=6)
     assert {name: states[name] for name in states if "fetch_stats" in name} == {
         f"fetch_stats {repo}": "Cached" for repo in REPOS
     }

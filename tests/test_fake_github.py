@@ -1,0 +1,1058 @@
+"""The practice API, over real HTTP: does it behave as api.github.com does, and fail as told?"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from http.client import HTTPConnection
+from pathlib import Path
+from queue import Queue
+from types import SimpleNamespace
+
+import httpx
+import pandas as pd
+import pytest
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+import fake_github
+from fake_github import FakeGitHub
+
+PYDANTIC = "pydantic/pydantic"
+PATH = f"/repos/{PYDANTIC}"
+RATE_HEADERS = {f"x-ratelimit-{h}" for h in ("limit", "remaining", "used", "reset", "resource")}
+RESOURCE = "x-ratelimit-resource"
+DROPPED = (httpx.ReadError, httpx.RemoteProtocolError)
+TOKEN = {"authorization": "Bearer practice"}
+
+
+class Owner(BaseModel):
+    """GitHub's simple user, strictly."""
+
+    model_config = ConfigDict(strict=True)
+
+    login: str
+    id: int
+    node_id: str
+    avatar_url: str
+    gravatar_id: str | None
+    url: str
+    html_url: str
+    followers_url: str
+    following_url: str
+    gists_url: str
+    starred_url: str
+    subscriptions_url: str
+    organizations_url: str
+    repos_url: str
+    events_url: str
+    received_events_url: str
+    type: str
+    site_admin: bool
+
+
+class License(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    key: str
+    name: str
+    url: str | None
+    spdx_id: str | None
+    node_id: str
+
+
+class Repository(BaseModel):
+    """The 75 required fields of GitHub's full repository, strictly; most are plain addresses."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    id: int
+    node_id: str
+    name: str
+    full_name: str
+    owner: Owner
+    private: bool
+    html_url: str = Field(pattern="^https://github.com/")
+    description: str | None
+    fork: bool
+    url: str
+    clone_url: str
+    git_url: str
+    ssh_url: str
+    svn_url: str
+    mirror_url: str | None
+    homepage: str | None
+    language: str | None
+    license: License | None
+    forks_count: int
+    forks: int
+    network_count: int
+    stargazers_count: int
+    watchers_count: int
+    watchers: int
+    subscribers_count: int
+    size: int
+    default_branch: str
+    open_issues_count: int
+    open_issues: int
+    has_issues: bool
+    has_projects: bool
+    has_wiki: bool
+    has_pages: bool
+    has_discussions: bool
+    archived: bool
+    disabled: bool
+    pushed_at: AwareDatetime = Field(strict=False)
+    created_at: AwareDatetime = Field(strict=False)
+    updated_at: AwareDatetime = Field(strict=False)
+
+
+LINKS = """
+archive assignees blobs branches collaborators comments commits compare contents contributors
+deployments downloads events forks git_commits git_refs git_tags hooks issue_comment issue_events
+issues keys labels languages merges milestones notifications pulls releases stargazers statuses
+subscribers subscription tags teams trees
+"""
+
+
+@pytest.fixture(scope="module")
+def server():
+    with FakeGitHub(latency=0) as github:
+        yield github
+
+
+@pytest.fixture(scope="module")
+def http():
+    """One client for all: a new one takes a while, as it loads certificates."""
+    with httpx.Client(trust_env=False, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def github(server):
+    server.reset()
+    return server
+
+
+@pytest.fixture
+def client(github, http):
+    http.base_url = github.url
+    return http
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The server's clock, standing still at 1000.25 s after the epoch until it is set."""
+    clock = SimpleNamespace(now=1000.25, perf_counter=time.perf_counter, sleep=time.sleep)
+    clock.time = lambda: clock.now
+    monkeypatch.setattr(fake_github, "time", clock)
+    return clock
+
+
+def stars(response):
+    return response.json()["stargazers_count"]
+
+
+def without_user_agent(client, instead=None):
+    request = client.build_request("GET", PATH)
+    del request.headers["user-agent"]
+    if instead is not None:
+        request.headers["user-agent"] = instead
+    return client.send(request)
+
+
+# What a repository looks like
+
+
+def test_figures_come_from_the_csv(github):
+    csv = pd.read_csv(Path(fake_github.__file__).parent / "star_counts.csv")
+    pd.testing.assert_frame_equal(github.repositories, csv)
+    assert list(csv) == ["full_name", "stargazers_count", "forks_count", "language", "as_of"]
+    assert len(csv) == csv["full_name"].nunique() == 24
+    mine = github.repositories
+    mine["stargazers_count"] = 0
+    pd.testing.assert_frame_equal(github.repositories, csv)
+
+
+def test_every_repository_has_all_fields(github, client):
+    assert len(Repository.model_fields) + len(LINKS.split()) == 75
+    ids = set()
+    for row in github.repositories.itertuples():
+        response = client.get(f"/repos/{row.full_name}")
+        assert response.status_code == 200
+        body = response.json()
+        repository = Repository.model_validate(body)
+        api = f"{github.url}/repos/{row.full_name}"
+        for name in LINKS.split():
+            assert body[f"{name}_url"].startswith(f"{api}/"), name
+        assert (repository.full_name, repository.url) == (row.full_name, api)
+        assert f"{repository.owner.login}/{repository.name}" == row.full_name
+        assert repository.html_url == f"https://github.com/{row.full_name}"
+        assert repository.language == row.language
+        assert {repository.stargazers_count, repository.watchers_count, repository.watchers} == {
+            row.stargazers_count
+        }
+        assert {repository.forks_count, repository.forks, repository.network_count} == {
+            row.forks_count
+        }
+        assert repository.open_issues == repository.open_issues_count
+        assert "synthetic" in repository.description
+        assert "temp_clone_token" in body
+        assert body["temp_clone_token"] is None
+        assert "permissions" not in body
+        ids.add(repository.id)
+    assert len(ids) == 24
+
+
+def test_address_templates(client):
+    body = client.get("/repos/dask/dask").json()
+    api = body["url"]
+    assert body["compare_url"] == f"{api}/compare/{{base}}...{{head}}"
+    assert body["contents_url"] == f"{api}/contents/{{+path}}"
+    assert body["git_refs_url"] == f"{api}/git/refs{{/sha}}"
+    assert body["languages_url"] == f"{api}/languages"
+    assert body["notifications_url"] == f"{api}/notifications{{?since,all,participating}}"
+    assert body["ssh_url"] == "git@github.com:dask/dask.git"
+    assert body["owner"]["following_url"].endswith("/users/dask/following{/other_user}")
+
+
+def test_headers(client):
+    response = client.get(PATH)
+    expected = {
+        "content-type": "application/json; charset=utf-8",
+        "cache-control": "public, max-age=60, s-maxage=60",
+        "last-modified": "Sat, 24 Jan 2026 00:00:00 GMT",
+        "x-github-media-type": "github.v3; format=json",
+        "x-github-api-version-selected": "2022-11-28",
+        "server": "github.com",
+        "x-ratelimit-resource": "core",
+    }
+    assert {name: response.headers[name] for name in expected} == expected
+    assert response.headers.get_list("server") == ["github.com"]
+    other = client.get(PATH)
+    assert other.headers["etag"] == response.headers["etag"]
+    assert other.headers["x-github-request-id"] != response.headers["x-github-request-id"]
+    assert client.get(PATH, headers=TOKEN).headers["cache-control"].startswith("private, max-age")
+
+
+def test_token_adds_permissions(client):
+    assert client.get(PATH, headers=TOKEN).json()["permissions"]["pull"] is True
+
+
+@pytest.mark.parametrize("name", ["prefecthq/prefect", "PREFECTHQ/PREFECT", "PrefectH%51/prefect"])
+def test_names_ignore_case(client, name):
+    response = client.get(f"/repos/{name}")
+    assert response.json()["full_name"] == "PrefectHQ/prefect"
+
+
+def test_head_has_the_headers_of_get(client):
+    get, head = client.get(PATH), client.head(PATH)
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("etag", "content-length", "content-type"):
+        assert head.headers[name] == get.headers[name]
+
+
+def test_load_test_has_any_repository(client):
+    one, two = (client.get(f"/repos/load-test/repository-{n}") for n in (1, 2))
+    again = client.get("/repos/Load-Test/Repository-1")
+    body = one.json()
+    assert Repository.model_validate(body).full_name == "load-test/repository-1"
+    assert "synthetic" in body["description"].lower()
+    assert again.content == one.content
+    assert stars(one) != stars(two)
+    assert client.get("/repos/load-test/no%20name").status_code == 404
+
+
+def test_root(github, client):
+    assert client.get("/").json()["repository_url"] == f"{github.url}/repos/{{owner}}/{{repo}}"
+
+
+# Conditional requests
+
+
+def test_etag_is_weak(client):
+    etag = client.get(PATH).headers["etag"]
+    assert etag.startswith('W/"')
+    assert len(bytes.fromhex(etag[3:-1])) == 32
+    assert client.get("/repos/dask/dask").headers["etag"] != etag
+
+
+@pytest.mark.parametrize("form", ["{}", '"other", {}', 'W/"other",{}', "*"])
+@pytest.mark.parametrize("weak", [True, False])
+def test_unchanged(client, form, weak):
+    etag = client.get(PATH).headers["etag"]
+    sent = form.format(etag if weak else etag.removeprefix("W/"))
+    response = client.get(PATH, headers={"if-none-match": sent})
+    assert (response.status_code, response.content) == (304, b"")
+    assert response.headers["etag"] == etag
+    assert response.headers.keys() >= RATE_HEADERS
+    assert "content-type" not in response.headers
+
+
+@pytest.mark.parametrize("sent", ["", '"other"', 'W/"other"', 'W/""'])
+def test_changed(client, sent):
+    response = client.get(PATH, headers={"if-none-match": sent})
+    assert response.status_code == 200
+    assert stars(response) == 26549
+
+
+def test_unchanged_is_free_with_a_token_only(client):
+    for headers, costs in (({}, [1, 2, 3]), (TOKEN, [1, 1, 1])):
+        etag = client.get(PATH, headers=headers).headers["etag"]
+        used = [1]
+        for _ in range(2):
+            response = client.get(PATH, headers=headers | {"if-none-match": etag})
+            assert response.status_code == 304
+            used.append(int(response.headers["x-ratelimit-used"]))
+        assert used == costs
+
+
+# Redirects, refusals, errors
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("tiangolo/fastapi", "fastapi/fastapi"), ("SamuelColvin/pydantic", "pydantic/pydantic")],
+)
+def test_renamed_repository(github, client, old, new):
+    response = client.get(f"/repos/{old}")
+    assert response.status_code == 301
+    location = response.headers["location"]
+    assert location.startswith(f"{github.url}/repositories/")
+    body = response.json()
+    assert (body["message"], body["url"]) == ("Moved Permanently", location)
+    assert "documentation_url" in body
+    followed = client.get(f"/repos/{old}", follow_redirects=True).json()
+    assert followed["full_name"] == new
+    assert location == f"{github.url}/repositories/{followed['id']}"
+
+
+def test_real_id(client):
+    assert client.get("/repos/fastapi/fastapi").json()["id"] == 160919119
+    assert client.get("/repositories/160919119").json()["full_name"] == "fastapi/fastapi"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/repos/pydantic/unknown"),
+        ("GET", "/repos/pydantic/pydantic/"),
+        ("GET", "/repos/pydantic/pydantic/issues"),
+        ("GET", "/repos/pydantic%2Fpydantic"),
+        ("GET", "/repos/pydantic"),
+        ("GET", "/repos//"),
+        ("GET", "/repositories/1"),
+        ("GET", "/rate_limit/"),
+        ("POST", "/repos/pydantic/pydantic"),
+        ("PUT", "/repos/pydantic/pydantic"),
+        ("PATCH", "/repos/pydantic/pydantic"),
+        ("DELETE", "/repos/pydantic/pydantic"),
+    ],
+)
+def test_not_found(client, method, path):
+    response = client.request(method, path, content=b"{}" if method != "GET" else None)
+    assert response.status_code == 404
+    body = response.json()
+    assert (body["message"], body["status"]) == ("Not Found", "404")
+    assert body["documentation_url"].startswith("https://docs.github.com/")
+
+
+@pytest.mark.parametrize("sent", [None, ""])
+def test_user_agent_is_required(github, client, sent):
+    response = without_user_agent(client, sent)
+    assert response.status_code == 403
+    assert response.headers["content-type"].startswith("text/plain")
+    assert "User-Agent" in response.text
+    assert github.requests["remaining"].tolist() == [5000]
+
+
+@pytest.mark.parametrize("sent", ["Bearer bad", "token badtoken", "Bearer", "Basic eA=="])
+def test_bad_credentials(client, sent):
+    response = client.get(PATH, headers={"authorization": sent})
+    assert response.status_code == 401
+    body = response.json()
+    assert (body["message"], body["status"]) == ("Bad credentials", "401")
+
+
+@pytest.mark.parametrize("sent", ["Bearer x", "token x", "bearer x"])
+def test_good_credentials(github, client, sent):
+    github.rate_limit = 60
+    response = client.get(PATH, headers={"authorization": sent})
+    assert response.status_code == 200
+    assert response.headers["x-ratelimit-limit"] == "5000"
+
+
+def test_rate_headers_are_on_every_answer(github, client):
+    github.rate_limit = 100
+    for status in (401, 404, 429, 451, 500, 503):
+        github.fail(PYDANTIC, status=status)
+    responses = [client.get(PATH) for _ in range(6)]
+    responses += [client.get("/repos/a/b"), client.get("/repos/tiangolo/fastapi")]
+    responses += [client.get(PATH, headers={"if-none-match": "*"}), client.head(PATH)]
+    responses += [client.get("/rate_limit"), client.get("/"), client.post("/")]
+    responses += [client.get(PATH, headers={"authorization": "Bearer bad"})]
+    responses += [without_user_agent(client)]
+    used = []
+    for response in responses:
+        assert response.headers.keys() >= RATE_HEADERS
+        rate = {h: int(response.headers[h]) for h in RATE_HEADERS if h != RESOURCE}
+        assert rate["x-ratelimit-remaining"] + rate["x-ratelimit-used"] == 100
+        assert response.headers[RESOURCE] == "core"
+        used.append(rate["x-ratelimit-used"])
+    assert used == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10, 11, 12, 13, 13]
+
+
+# The rate limit
+
+
+def test_rate_limit(github, client):
+    github.rate_limit = 2
+    responses = [client.get(PATH) for _ in range(4)]
+    assert [r.status_code for r in responses] == [200, 200, 403, 403]
+    assert [r.headers["x-ratelimit-remaining"] for r in responses] == ["1", "0", "0", "0"]
+    assert [r.headers["x-ratelimit-used"] for r in responses] == ["1", "2", "2", "2"]
+    assert responses[-1].json()["message"] == (
+        "API rate limit exceeded for 127.0.0.1. (But here's the good news: Authenticated requests "
+        "get a higher rate limit. Check out the documentation for more details.)"
+    )
+    assert "rate-limits" in responses[-1].json()["documentation_url"]
+    assert "retry-after" not in responses[-1].headers
+    assert client.get("/repos/no/such").status_code == 403
+    assert client.get(PATH, headers=TOKEN).status_code == 200
+    github.rate_limit = 3
+    assert client.get(PATH).status_code == 200
+
+
+def test_tokens_are_counted_apart(client, monkeypatch):
+    monkeypatch.setattr(fake_github, "TOKEN_RATE_LIMIT", 1)
+    other = {"authorization": "Bearer other"}
+    statuses = [client.get(PATH, headers=h).status_code for h in (TOKEN, TOKEN, other, {}, {})]
+    assert statuses == [200, 403, 200, 200, 200]
+    refused = client.get(PATH, headers=other)
+    assert refused.json()["message"].startswith("API rate limit exceeded for user ID ")
+    etag = client.head("/repos/dask/dask").headers["etag"]
+    unchanged = client.get("/repos/dask/dask", headers=other | {"if-none-match": "*"})
+    assert etag.startswith("W/")
+    assert unchanged.status_code == 304
+
+
+def test_window_begins_with_the_first_charged_request(github, client, clock):
+    github.rate_limit, github.rate_window = 2, 4.0
+
+    def reset_and_remaining(path=PATH):
+        headers = client.get(path).headers
+        return int(headers["x-ratelimit-reset"]), int(headers["x-ratelimit-remaining"])
+
+    assert reset_and_remaining("/rate_limit") == (1005, 2)
+    clock.now = 1002.25
+    assert reset_and_remaining() == (1007, 1)
+    clock.now = 1004.25
+    assert reset_and_remaining() == (1007, 0)
+    clock.now = 1006.24
+    assert client.get(PATH).status_code == 403
+    clock.now = 1006.25
+    assert reset_and_remaining("/rate_limit") == (1011, 2)
+    assert reset_and_remaining() == (1011, 1)
+    github.rate_window = 10.0
+    assert reset_and_remaining() == (1017, 0)
+
+
+def test_rate_limit_route_is_never_charged(github, client):
+    github.rate_limit = 1
+    assert client.get(PATH).status_code == 200
+    for _ in range(2):
+        body = client.get("/rate_limit").json()
+        core = body["resources"]["core"]
+        assert body["rate"] == core
+        assert (core["limit"], core["remaining"], core["used"]) == (1, 0, 1)
+        assert {type(core["reset"]), type(body["resources"]["search"]["limit"])} == {int}
+        assert body["resources"]["search"].keys() == core.keys()
+    assert client.get("/rate_limit", headers=TOKEN).json()["rate"]["limit"] == 5000
+
+
+# Faults
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, "Bad credentials"),
+        (403, "Resource not accessible by personal access token"),
+        (404, "Not Found"),
+        (410, "Gone"),
+        (429, "You have exceeded a secondary rate limit"),
+        (451, "Repository access blocked"),
+        (500, "Server Error"),
+        (502, "Server Error"),
+        (503, "No server is currently available to service your request."),
+        (504, "We couldn't respond to your request in time."),
+        (599, "Error"),
+    ],
+)
+def test_status(github, client, status, message):
+    github.fail(PYDANTIC, status=status)
+    response = client.get(PATH)
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/json; charset=utf-8"
+    assert "etag" not in response.headers
+    body = response.json()
+    assert body["message"].startswith(message)
+    assert ("documentation_url" in body) == (status < 500 and status != 451)
+    assert ("block" in body) == (status == 451)
+    assert client.get(PATH).status_code == 200
+
+
+def test_blocked_repository(github, client):
+    github.fail(PYDANTIC, status=451)
+    block = client.get(PATH).json()["block"]
+    assert block["reason"] == "dmca"
+    assert block.keys() == {"reason", "created_at", "html_url"}
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_status_without_a_body(github, client, status):
+    github.fail(PYDANTIC, status=status)
+    response = client.get(PATH)
+    assert (response.status_code, response.content) == (status, b"")
+    assert client.get(PATH).status_code == 200
+
+
+def test_html_page(github, client):
+    github.fail(PYDANTIC, status=503, html=True)
+    response = client.get(PATH)
+    assert (response.status_code, response.headers["content-type"]) == (
+        503,
+        "text/html; charset=utf-8",
+    )
+    assert "<h1>503</h1>" in response.text
+
+
+def test_headers_are_added_changed_and_left_out(github, client):
+    github.fail(PYDANTIC, status=429, headers={"Retry-After": 2})
+    github.fail(PYDANTIC, headers={"ETag": None, "x-ratelimit-remaining": "7"})
+    limited, usual = client.get(PATH), client.get(PATH)
+    assert (limited.status_code, limited.headers["retry-after"]) == (429, "2")
+    assert (usual.status_code, usual.headers["x-ratelimit-remaining"]) == (200, "7")
+    assert "etag" not in usual.headers
+
+
+@pytest.mark.parametrize("status", [None, 429])
+def test_primary_rate_limit_fault(github, client, status):
+    github.fail(PYDANTIC, "rate limit", status=status)
+    github.fail(PYDANTIC, "rate limit", status=status, headers={"x-ratelimit-reset": None})
+    one, two = client.get(PATH), client.get(PATH)
+    for response in (one, two):
+        assert response.status_code == (status or 403)
+        assert response.json()["message"].startswith("API rate limit exceeded for 127.0.0.1.")
+        assert response.headers["x-ratelimit-remaining"] == "0"
+    assert "x-ratelimit-reset" in one.headers
+    assert "x-ratelimit-reset" not in two.headers
+    assert client.get(PATH).headers["x-ratelimit-remaining"] == "4997"
+    assert github.requests["remaining"].tolist() == [0, 0, 4997]
+
+
+@pytest.mark.parametrize("status", [None, 429])
+def test_secondary_rate_limit_fault(github, client, status):
+    github.fail(PYDANTIC, "secondary rate limit", status=status)
+    github.fail(PYDANTIC, "secondary rate limit", status=status, headers={"retry-after": 60})
+    one, two = client.get(PATH), client.get(PATH)
+    for response in (one, two):
+        assert response.status_code == (status or 403)
+        assert response.json()["message"] == (
+            "You have exceeded a secondary rate limit. "
+            "Please wait a few minutes before you try again."
+        )
+        assert response.headers["x-ratelimit-remaining"] != "0"
+    assert "retry-after" not in one.headers
+    assert two.headers["retry-after"] == "60"
+
+
+def test_connection_reset(github, client):
+    assert client.get(PATH).status_code == 200  # so that the connection is an open one
+    github.fail(PYDANTIC, "reset", times=2)
+    for _ in range(2):
+        with pytest.raises(DROPPED):
+            client.get(PATH)
+    assert client.get(PATH).status_code == 200
+    assert github.requests["status"].tolist() == [200, 0, 0, 200]
+
+
+def test_truncated_body(github, client):
+    github.fail(PYDANTIC, "truncated")
+    with client.stream("GET", PATH) as response:
+        assert response.status_code == 200
+        with pytest.raises(DROPPED):
+            response.read()
+    assert 0 < response.num_bytes_downloaded < int(response.headers["content-length"])
+    assert client.get(PATH).status_code == 200
+    assert github.requests["status"].tolist() == [0, 200]
+
+
+@pytest.mark.parametrize(
+    ("body", "sent"),
+    [
+        ("", b""),
+        ("<p>Sign in</p>", b"<p>Sign in</p>"),
+        ('{"stargazers_count": 265', b'{"stargazers_count": 265'),
+        (b"\xff\xfe", b"\xff\xfe"),
+        ({"full_name": PYDANTIC}, b'{"full_name":"pydantic/pydantic"}'),
+        ([], b"[]"),
+    ],
+)
+def test_other_body(github, client, body, sent):
+    github.fail(PYDANTIC, body=body)
+    response = client.get(PATH)
+    assert (response.status_code, response.content) == (200, sent)
+    assert response.headers["content-length"] == str(len(sent))
+    assert response.headers["content-type"].startswith("application/json")
+    github.fail(PYDANTIC, body=body, status=500)
+    response = client.get(PATH)
+    assert (response.status_code, response.content) == (500, sent)
+
+
+def test_other_fields(github, client):
+    usual = client.get(PATH)
+    github.fail(PYDANTIC, fields={"stargazers_count": None})
+    github.fail(PYDANTIC, fields={"stargazers_count": ...})
+    response = client.get(PATH, headers={"if-none-match": usual.headers["etag"]})
+    assert (response.status_code, stars(response)) == (200, None)
+    assert response.json() == usual.json() | {"stargazers_count": None}
+    without = client.get(PATH).json()
+    assert usual.json().keys() - without.keys() == {"stargazers_count"}
+
+
+def test_big_body_is_padded(github, client):
+    github.fail(PYDANTIC, size=5_000_001)
+    response = client.get(PATH, headers={"if-none-match": "*"})
+    assert len(response.content) == 5_000_001
+    assert stars(response) == 26549
+
+
+def test_big_body_is_not_built_in_memory(github, client):
+    github.fail(PYDANTIC, size=10**12)
+    with client.stream("GET", PATH) as response:
+        first = next(response.iter_bytes())
+    assert first.startswith(b'{"id":')
+    assert client.get(PATH).status_code == 200
+
+
+@pytest.mark.parametrize("status", [None, 302, 307])
+def test_redirect_to_anywhere(github, client, status):
+    location = "http://elsewhere.example/"
+    github.fail(PYDANTIC, status=status, location=location)
+    response = client.get(PATH)
+    assert response.status_code == (status or 301)
+    assert response.headers["location"] == response.json()["url"] == location
+
+
+def test_redirect_loop(github, client):
+    github.fail(PYDANTIC, location=f"{github.url}{PATH}", times=None)
+    with pytest.raises(httpx.TooManyRedirects):
+        client.get(PATH, follow_redirects=True)
+
+
+def test_more_latency(github, client):
+    github.fail(PYDANTIC, latency=0.3)
+    order = []
+
+    def fetch(name):
+        client.get(f"/repos/{name}")
+        order.append(name)
+
+    slow = threading.Thread(target=fetch, args=(PYDANTIC,))
+    slow.start()
+    while github.requests.empty:
+        time.sleep(0.005)
+    fetch("dask/dask")
+    slow.join()
+    assert order == ["dask/dask", PYDANTIC]
+    assert github.requests["repository"].tolist() == [PYDANTIC, "dask/dask"]
+    assert github.requests["status"].tolist() == [200, 200]
+    assert github.requests["duration"].idxmax() == 0
+
+
+def test_faults_come_first_in_first_out(github, client):
+    github.fail("PYDANTIC/pydantic", status=503, times=2)
+    github.fail(PYDANTIC, status=502)
+    github.fail("dask/dask", status=500)
+    assert [client.get(PATH).status_code for _ in range(4)] == [503, 503, 502, 200]
+    assert client.get("/repos/Dask/Dask").status_code == 500
+
+
+def test_fault_lasts_until_reset(github, client):
+    github.fail(PYDANTIC, status=503, times=None)
+    assert [client.get(PATH).status_code for _ in range(5)] == [503] * 5
+    github.reset()
+    assert client.get(PATH).status_code == 200
+
+
+def test_faults_combine(github, client):
+    github.fail(PYDANTIC, status=503, latency=0.05, html=True, headers={"retry-after": "1"})
+    response = client.get(PATH)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    assert response.headers["content-type"].startswith("text/html")
+
+
+def test_faults_of_other_names_and_routes(github, client):
+    github.fail("nobody/nothing", status=503)
+    github.fail("/rate_limit", status=502)
+    github.fail("tiangolo/fastapi", status=500)
+    paths = ("/repos/nobody/nothing", "/rate_limit", "/repos/tiangolo/fastapi")
+    assert [client.get(path).status_code for path in paths] == [503, 502, 500]
+    assert [client.get(path).status_code for path in paths] == [404, 200, 301]
+
+
+def test_fault_comes_before_the_rate_limit(github, client):
+    github.rate_limit = 0
+    github.fail(PYDANTIC, status=503)
+    github.fail(PYDANTIC, fields={"stargazers_count": 1})
+    assert [client.get(PATH).status_code for _ in range(2)] == [503, 403]
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        (["pydantic"], {"status": 503}, "owner/name"),
+        ([PYDANTIC], {}, "what should go wrong"),
+        ([PYDANTIC], {"times": 2}, "what should go wrong"),
+        ([PYDANTIC, "drop"], {}, "kind"),
+        ([PYDANTIC], {"status": 99}, "status"),
+        ([PYDANTIC], {"status": 600}, "status"),
+        ([PYDANTIC], {"status": 503, "times": 0}, "times"),
+        ([PYDANTIC], {"latency": -1}, "latency"),
+        ([PYDANTIC], {"size": 0}, "size"),
+        ([PYDANTIC, "truncated"], {"size": 10}, "truncated"),
+    ],
+)
+def test_impossible_faults(github, client, args, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        github.fail(*args, **kwargs)
+    assert client.get(PATH).status_code == 200
+
+
+# The request log
+
+
+def test_log(github, client):
+    github.fail("dask/dask", "reset")
+    client.get("/repos/PREFECTHQ/prefect")
+    with pytest.raises(DROPPED):
+        client.get("/repos/dask/dask?page=1")
+    client.get("/rate_limit?page=1")
+    client.get("/repos/dask/dask/")
+    log = github.requests
+    assert list(log) == ["time", "repository", "status", "duration", "remaining"]
+    assert log["repository"].tolist() == [
+        "PREFECTHQ/prefect",
+        "dask/dask",
+        "/rate_limit",
+        "/repos/dask/dask/",
+    ]
+    assert log["status"].tolist() == [200, 0, 200, 404]
+    assert log["remaining"].tolist() == [4999, 4998, 4998, 4997]
+    assert log["time"].iloc[0] == 0.0
+    assert log["time"].is_monotonic_increasing
+    assert (log["duration"] > 0).all()
+    log["status"] = 0
+    assert github.requests["status"].tolist() == [200, 0, 200, 404]
+
+
+def test_empty_log_has_the_same_columns(github, client):
+    empty = github.requests
+    client.get(PATH)
+    assert len(empty) == 0
+    assert empty.dtypes.to_dict() == github.requests.dtypes.to_dict()
+    assert [d.kind for d in empty.dtypes[["time", "status", "duration", "remaining"]]] == list(
+        "fifi"
+    )
+    assert github.in_flight_max == 1
+
+
+def test_requests_overlap(github):
+    github.latency = 0.3
+
+    async def fetch_all():
+        async with httpx.AsyncClient(base_url=github.url, trust_env=False) as client:
+            return await asyncio.gather(*(client.get(PATH) for _ in range(10)))
+
+    assert github.in_flight_max == 0
+    responses = asyncio.run(fetch_all())
+    assert [r.status_code for r in responses] == [200] * 10
+    assert github.in_flight_max == 10
+    log = github.requests
+    assert (log["duration"] > log["time"]).all()  # the last one came before the first was answered
+
+
+def test_requests_in_sequence_do_not_overlap(github, client):
+    for _ in range(20):
+        client.get(PATH)
+    assert github.in_flight_max == 1
+
+
+def test_reset_restores_everything(client, github):
+    github.latency, github.rate_limit, github.rate_window = 0.01, 1, 1.5
+    github.fail(PYDANTIC, status=500)
+    client.get(PATH)
+    client.get(PATH)
+    github.reset()
+    assert (github.latency, github.rate_limit, github.rate_window) == (0, 5000, 3600.0)
+    assert github.requests.empty
+    assert github.in_flight_max == 0
+    assert client.get(PATH).headers["x-ratelimit-remaining"] == "4999"
+
+
+def test_threads_do_not_disturb_each_other(github, client):
+    def fetch():
+        for _ in range(50):
+            statuses.append(client.get(PATH).status_code)
+
+    statuses = []
+    threads = [threading.Thread(target=fetch) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(50):
+        github.fail(PYDANTIC, status=503)
+        github.requests  # noqa: B018
+    for thread in threads:
+        thread.join()
+    while github.requests.shape[0] < 250:  # what is left of the faults
+        statuses.append(client.get(PATH).status_code)
+    assert statuses.count(503) == 50
+    assert github.requests["status"].value_counts().to_dict() == {200: 200, 503: 50}
+    assert sorted(github.requests["remaining"], reverse=True) == list(range(4999, 4749, -1))
+
+
+# Connections
+
+
+def send(connection, path=PATH):
+    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nUser-Agent: test\r\n\r\n".encode())
+
+
+def connect(github):
+    return socket.create_connection(("127.0.0.1", int(github.url.rpartition(":")[2])), timeout=10)
+
+
+def test_300_connections_stay_open(github):
+    with contextlib.suppress(ImportError):  # Windows has no such limit, macOS a low one
+        import resource
+
+        files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if files < 1024:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (1024, most))
+    github.latency = 0.1
+    with contextlib.ExitStack() as stack:
+        port = int(github.url.rpartition(":")[2])
+        connections = [HTTPConnection("127.0.0.1", port, timeout=30) for _ in range(300)]
+        for n in range(2):
+            sockets = []
+            for connection in connections:
+                connection.request("GET", f"/repos/load-test/{n}", headers={"user-agent": "test"})
+                sockets.append(connection.sock)
+                stack.callback(connection.close)
+            for connection in connections:
+                assert connection.getresponse().read().startswith(b'{"id":')
+            assert [connection.sock for connection in connections] == sockets
+    assert github.requests["status"].tolist() == [200] * 600
+
+
+def test_client_that_hangs_up_is_no_trouble(github, client, monkeypatch, capfd, caplog):
+    ended = Queue()
+    monkeypatch.setattr(github, "on_request", ended.put)
+    github.latency = 60
+    with connect(github) as connection:
+        send(connection)
+        while github.requests.empty:
+            time.sleep(0.005)
+    assert ended.get(timeout=20) == f"GET {PATH} 0"
+    with connect(github) as connection:
+        connection.sendall(b"GET /repos/dask")  # and no more
+    github.latency = 0
+    github.fail(PYDANTIC, size=10**12)
+    with connect(github) as connection:
+        send(connection)
+        assert connection.recv(10)
+    assert client.get(PATH).status_code == 200
+    assert github.requests["status"].tolist() == [0, 200, 200]
+    assert capfd.readouterr().err == ""
+    assert caplog.records == []
+
+
+def test_standard_library_client_works(github):
+    request = urllib.request.Request(f"{github.url}{PATH}", headers={"user-agent": "test"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=10) as response:
+        assert json.load(response)["stargazers_count"] == 26549
+
+
+# Starting and stopping
+
+
+def test_start_and_stop(http):
+    threads = set(threading.enumerate())
+    github = FakeGitHub(latency=0)
+    with pytest.raises(RuntimeError, match="start"):
+        _ = github.url
+    assert github.start() is github
+    url = github.url
+    assert url.startswith("http://127.0.0.1:")
+    assert github.start().url == url
+    (thread,) = set(threading.enumerate()) - threads
+    assert thread.daemon
+    assert http.get(f"{url}{PATH}").status_code == 200
+    github.stop()
+    github.stop()
+    assert not thread.is_alive()
+    with pytest.raises(httpx.ConnectError):
+        http.get(f"{url}{PATH}")
+    with github:
+        assert http.get(f"{github.url}{PATH}").status_code == 200
+    assert len(github.requests) == 2
+
+
+def test_two_servers_know_nothing_of_each_other(github, client):
+    with FakeGitHub(latency=0) as other:
+        assert other.url != github.url
+        other.fail(PYDANTIC, status=503)
+        assert client.get(PATH).status_code == 200
+        assert other.requests.empty
+
+
+def test_taken_port(github):
+    port = int(github.url.rpartition(":")[2])
+    second = FakeGitHub(port=port)
+    with pytest.raises(OSError, match=rf"^Cannot listen on 127\.0\.0\.1:{port} \(.+\): .+\.$"):
+        second.start()
+    with pytest.raises(RuntimeError):
+        _ = second.url
+
+
+def test_stop_drops_what_is_under_way(http):
+    failures = []
+
+    def fetch():
+        try:
+            http.get(f"{url}{PATH}")
+        except httpx.TransportError as error:
+            failures.append(error)
+
+    with FakeGitHub(latency=60) as github:
+        url = github.url
+        thread = threading.Thread(target=fetch)
+        thread.start()
+        while github.requests.empty:
+            time.sleep(0.005)
+    thread.join()
+    assert isinstance(failures[0], DROPPED)
+    assert github.requests["status"].tolist() == [0]
+
+
+def test_kernel_is_left_alone(http, caplog):
+    loggers = [logging.getLogger(name) for name in (None, "asyncio", "uvicorn")]
+    before = [(logger.level, list(logger.handlers)) for logger in loggers]
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with FakeGitHub(latency=0) as github, caplog.at_level(logging.DEBUG, "asyncio"):
+        http.get(f"{github.url}{PATH}")
+        assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [(logger.level, list(logger.handlers)) for logger in loggers] == before
+    assert [r for r in caplog.records if r.name.startswith("uvicorn")] == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"latency": -1},
+        {"latency": float("nan")},
+        {"latency": float("inf")},
+        {"rate_limit": -1},
+        {"rate_window": 0},
+        {"port": 65536},
+        {"port": -1},
+    ],
+)
+def test_impossible_settings(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        FakeGitHub(**arguments)
+
+
+# The script
+
+
+@pytest.fixture
+def script():
+    """Start the script with arguments; all that still run are ended after the test."""
+    processes = []
+
+    def start(*args):
+        process = subprocess.Popen(
+            [sys.executable, fake_github.__file__, *args],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send these signals")
+def test_script(script, http, github):
+    taken = script("--port", github.url.rpartition(":")[2])
+    processes = {
+        signal.SIGTERM: script("--port", "0", "--fail", f"{PYDANTIC}=503x2", "--fail", "a/b=500"),
+        signal.SIGINT: script("--port", "0", "--rate-limit", "7", "--rate-window", "9.5"),
+    }
+    statuses, limits = {}, {}
+    for number, process in processes.items():
+        url = process.stdout.readline().rstrip("\n")
+        assert url.startswith("http://127.0.0.1:")
+        assert f"GITHUB_API_URL={url} python pipeline.py" in process.stdout.readline()
+        responses = [
+            http.get(f"{url}/repos/{name}?page=1") for name in (PYDANTIC, PYDANTIC, PYDANTIC, "a/b")
+        ]
+        statuses[number] = [r.status_code for r in responses]
+        limits[number] = responses[0].headers["x-ratelimit-limit"]
+    assert list(statuses.values()) == [[503, 503, 200, 500], [200, 200, 200, 404]]
+    assert list(limits.values()) == ["60", "7"]
+    out, err = taken.communicate(timeout=60)
+    assert (taken.returncode, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("Cannot listen on 127.0.0.1:")
+    for number, process in processes.items():
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, "")
+        lines = [f"GET {PATH} {status}" for status in statuses[number][:3]]
+        lines.append(f"GET /repos/a/b {statuses[number][3]}")
+        assert out.splitlines()[-4:] == lines
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--latency", "-1"], "latency"),
+        (["--latency", "soon"], "latency"),
+        (["--rate-limit", "-1"], "rate_limit"),
+        (["--rate-window", "0"], "rate_window"),
+        (["--port", "65536"], "port"),
+        (["--fail", PYDANTIC], "OWNER/NAME=STATUS"),
+        (["--fail", f"{PYDANTIC}=600"], "OWNER/NAME=STATUS"),
+        (["--fail", f"{PYDANTIC}=503x0"], "OWNER/NAME=STATUS"),
+        (["8787"], "unrecognized"),
+    ],
+)
+def test_script_refuses_bad_arguments(monkeypatch, capsys, args, message):
+    monkeypatch.setattr(sys, "argv", ["fake_github.py", *args])
+    with pytest.raises(SystemExit) as end:
+        fake_github.main()
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
