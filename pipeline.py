@@ -46,6 +46,7 @@ from prefect.tasks import exponential_backoff
 REPOS = ["PrefectHQ/prefect", "pydantic/pydantic", "huggingface/transformers"]
 MAX_WORKERS = 16  # threads of the flow, and connections to the API
 LONGEST_WAIT = 120  # seconds; a request to come back later than this fails instead
+LARGEST_ANSWER = 1_000_000  # bytes; a repository takes some 6,000
 LIMIT = "github-api"
 HOUR = 3600
 REQUESTS_PER_HOUR = {False: 60, True: 5000}  # GitHub's allowance, without and with a token
@@ -216,7 +217,27 @@ def _client(base_url: str, token: str | None) -> httpx.Client:
         timeout=httpx.Timeout(10, connect=5, pool=None),  # seconds
         limits=httpx.Limits(max_connections=MAX_WORKERS),
         follow_redirects=True,  # a renamed repository answers 301
+        event_hooks={"response": [bound]},
     )
+
+
+def bound(response: httpx.Response) -> None:
+    """Let no more than `LARGEST_ANSWER` bytes of an answer into memory; `ValueError` beyond."""
+    stream = response.stream
+
+    class Bounded(httpx.SyncByteStream):
+        def __iter__(self):
+            size = 0
+            for chunk in stream:
+                size += len(chunk)
+                if size > LARGEST_ANSWER:
+                    raise ValueError(f"the answer is longer than {LARGEST_ANSWER:,} bytes")
+                yield chunk
+
+        def close(self):
+            stream.close()
+
+    response.stream = Bounded()
 
 
 def seconds_to_wait(response: httpx.Response) -> float | None:

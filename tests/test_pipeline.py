@@ -79,6 +79,7 @@ CANNOT_HEAL = [
     {"status": 403},
     {"status": 404},
     {"status": 451},
+    {"size": 50_000_000},
     {"body": "<html>moved</html>"},
     {"body": ""},
     {"body": '{"stargazers_count": 2'},
