@@ -42,6 +42,7 @@ KERNEL_SETTINGS = {
     "PREFECT_HOME": str(HOME),
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",  # never a second, temporary server
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # a task may be called without a flow
 }
 SERVER_SETTINGS = KERNEL_SETTINGS | {
     # Writes in batches, over one connection to the database: without it, `rate_limit()` waits two
