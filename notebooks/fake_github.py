@@ -246,6 +246,11 @@ class FakeGitHub:
             self.latency, self.rate_limit, self.rate_window = self._settings
             self._log, self._faults, self._windows = [], {}, {}
 
+    def mend(self) -> None:
+        """Forget the faults that are still to come; the log and the rate counters stay."""
+        with self._lock:
+            self._faults.clear()
+
     def fail(
         self,
         repository: str,

@@ -197,6 +197,8 @@ def start():
     os.environ.pop("GITHUB_TOKEN", None)  # the reader's own is not for practice
     with prefect.get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name("github-api", 5000, 5000 / 3600)
+    # Prefect's own logging, set up by now, lets uvicorn report a stranger's request into the cell.
+    logging.getLogger("uvicorn").setLevel("CRITICAL")
     print(f"Prefect dashboard  {os.environ['PREFECT_API_URL'].removesuffix('/api')}")
     print(f"Practice API       {_github.url}")
     return _github
@@ -361,7 +363,7 @@ def chart_requests(requests, title: str, repos: list[str] | None = None, floor=N
             axes.set_yticks([])
             axes.set_ylabel(f"{len(names)} repositories")
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_title(name, loc="left", fontsize="medium")
+        axes.set_title(name, loc="left", fontsize="medium", pad=16 if floors.get(name) else None)
     all_axes[-1, 0].set_xlabel("time (s)")
     all_axes[-1, 0].set_xlim(left=0)
     figure.suptitle(title, x=0.01, ha="left")
