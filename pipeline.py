@@ -158,7 +158,7 @@ def show_stars(github_repos: list[str]) -> dict[str, int]:
     request, and `IncompleteError` if some repositories failed, after all the others are done.
     """
     repos = list(dict.fromkeys(check_names(github_repos)))
-    github()  # a malformed address is an error of the flow, not of every task run
+    github()  # a malformed address or token is an error of the flow, not of every task run
     ensure_limit()
 
     futures = resilient_fetch_stats.map(repos)
@@ -184,9 +184,9 @@ def show_stars(github_repos: list[str]) -> dict[str, int]:
 def github() -> httpx.Client:
     """The one HTTP client that all threads share, for the API of this moment's environment.
 
-    Raises `ValueError` if `GITHUB_API_URL` is no http(s) address.
+    Raises `ValueError` if `GITHUB_API_URL` is no http(s) address or `GITHUB_TOKEN` no token.
     """
-    return _client(api_url(), os.environ.get("GITHUB_TOKEN"))
+    return _client(api_url(), token())
 
 
 def api_url() -> str:
@@ -202,8 +202,16 @@ def api_url() -> str:
     return text.rstrip("/")
 
 
+def token() -> str:
+    """The reader's `GITHUB_TOKEN`, or an empty string."""
+    text = os.environ.get("GITHUB_TOKEN", "").strip()
+    if not re.fullmatch(r"[!-~]*", text):  # httpx would quote it in an error
+        raise ValueError("GITHUB_TOKEN is not a token: it has blanks or other odd characters in it")
+    return text
+
+
 @cache
-def _client(base_url: str, token: str | None) -> httpx.Client:
+def _client(base_url: str, token: str) -> httpx.Client:
     headers = {
         "Accept": "application/vnd.github+json",
         "X-GitHub-Api-Version": "2022-11-28",
@@ -279,7 +287,7 @@ def reason(error: Exception) -> str:
             if wait and wait > LONGEST_WAIT:
                 until = datetime.now() + timedelta(seconds=min(wait, 366 * 24 * HOUR))
                 why += f": rate limited until {until:%Y-%m-%d %H:%M:%S}"
-                if "GITHUB_TOKEN" not in os.environ:
+                if not token():
                     why += " (with a GITHUB_TOKEN the limit is 5,000 requests an hour)"
             return why
         case httpx.TransportError():
@@ -314,7 +322,7 @@ def ensure_limit() -> None:
     """Create the global concurrency limit if it is missing. One that exists is left as it is,
     but for our own limit of 60 an hour: with a token it grows to GitHub's 5,000.
     """
-    per_hour = REQUESTS_PER_HOUR["GITHUB_TOKEN" in os.environ]
+    per_hour = REQUESTS_PER_HOUR[bool(token())]
     size = {"limit": per_hour, "slot_decay_per_second": per_hour / HOUR}
     with get_client(sync_client=True) as client:
         try:
@@ -372,7 +380,7 @@ exit code: 0 all fetched, 1 some repositories failed, 2 bad arguments or address
     repos = parser.parse_args(argv).repos
     try:
         check_names(repos)
-        api_url()
+        github()
     except ValueError as error:
         parser.error(str(error))
     for handler in logging.getLogger().handlers:

@@ -354,12 +354,19 @@ def test_the_token_goes_to_the_api_and_to_no_other_host(github, monkeypatch, rec
     elsewhere, elsewhere_url = recorder()
     api, api_url = recorder(location=f"{elsewhere_url}/repositories/1")
     monkeypatch.setenv("GITHUB_API_URL", api_url)
-    monkeypatch.setenv("GITHUB_TOKEN", "s3cret")
+    monkeypatch.setenv("GITHUB_TOKEN", " s3cret\n")  # as it comes out of a file
     assert show_stars([PYDANTIC]) == {PYDANTIC: 1}
     assert api.seen[0]["authorization"] == "Bearer s3cret"
     assert "authorization" not in elsewhere.seen[0]
     assert api.seen[0]["user-agent"]
     assert api.seen[0]["accept"] == "application/vnd.github+json"
+
+
+def test_an_odd_token_is_refused_without_being_told(github, monkeypatch):
+    monkeypatch.setenv("GITHUB_TOKEN", "s3\ncret")
+    with pytest.raises(ValueError, match="GITHUB_TOKEN is not a token") as refused:
+        show_stars([PYDANTIC])
+    assert "cret" not in str(refused.value)
 
 
 # --- The script -----------------------------------------------------------------------------------
