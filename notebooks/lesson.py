@@ -185,6 +185,7 @@ def start():
     os.environ["PREFECT_API_URL"] = f"{start_server()}/api"
     import matplotlib as mpl
     import prefect.context
+    import prefect.main  # sets up Prefect's logging, which comes before ours
 
     from fake_github import FakeGitHub
 
@@ -370,11 +371,15 @@ def chart_requests(requests, title: str, repos: list[str] | None = None, floor=N
     plt.show()
 
 
-def chart_allowance(requests, title: str, limit: int, slot_decay_per_second: float) -> None:
+def chart_allowance(
+    requests, title: str, limit: int, slot_decay_per_second: float, api: tuple | None = None
+) -> None:
     """Draw the requests so far against the most that a global concurrency limit lets through.
 
     That is `limit` at once, and `slot_decay_per_second` more a second. Refused requests (403, 429)
     are marked.
+
+    api: what the API answers, as (requests, seconds), to draw its first window
     """
     import matplotlib.pyplot as plt
 
@@ -388,13 +393,18 @@ def chart_allowance(requests, title: str, limit: int, slot_decay_per_second: flo
         [limit, limit + slot_decay_per_second * last],
         color="black",
         linestyle="--",
-        label=f"allowance: {limit} + {slot_decay_per_second:g} a second",
+        label=f"our limit: {limit} + {slot_decay_per_second:g} a second",
     )
+    if api:
+        answers, window = api
+        label = f"the API: {answers} in {window} seconds"
+        axes.hlines(answers, 0, window, color=GREY, linewidth=2, label=label)
     refused = log["status"].isin([403, 429])
     if refused.any():
         axes.plot(log["time"][refused], count[refused], "x", color=ORANGE, label="refused")
     axes.set(xlabel="time (s)", ylabel="requests so far", ylim=(0, None), xlim=(0, None))
-    axes.legend()
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside lower left", ncols=4, fontsize="small")
     figure.suptitle(title, x=0.01, ha="left")
     plt.show()
 
