@@ -21,7 +21,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from copy import copy
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def server_url() -> str | None:
         settings = httpx.get(f"{url}/api/admin/settings", timeout=5, trust_env=False).json()
         # A server that took over the port of ours, in another checkout, has another home.
         return url if settings["home"] == str(HOME) else None
-    except (OSError, ValueError, KeyError, httpx.HTTPError):
+    except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError, httpx.InvalidURL):
         return None
 
 
@@ -97,6 +97,7 @@ def start_server() -> str:
 
 
 def _launch() -> str:
+    stop_server()  # one that does not answer, or whose start was interrupted: never two on one home
     port = free_port(PORTS)
     url = f"http://127.0.0.1:{port}"
     print(f"Starting the Prefect server of the lessons on {url} (half a minute, once) …")
@@ -131,7 +132,7 @@ def stop_server() -> bool:
         if server.cwd() != str(HOME) or "prefect" not in server.cmdline():
             return False
         family = [server, *server.children(recursive=True)]
-    except (OSError, ValueError, KeyError, psutil.Error):
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return False
     finally:
         ADDRESS.unlink(missing_ok=True)
@@ -186,17 +187,21 @@ def start():
     import matplotlib as mpl
     import prefect.context
     import prefect.main  # sets up Prefect's logging, which comes before ours
+    from prefect.exceptions import ObjectAlreadyExists
 
     from fake_github import FakeGitHub
 
     mpl.rcParams.update(CHART_STYLE)
     prefect.context.refresh_global_settings_context()  # if Prefect was imported before this module
     plain_logs()
-    if _github is None:
-        _github = FakeGitHub(latency=0.1, rate_limit=5000, port=free_port(PRACTICE_PORTS)).start()
+    for port in PRACTICE_PORTS:
+        if _github is None:
+            with suppress(OSError):  # taken, perhaps by another kernel a moment ago
+                _github = FakeGitHub(latency=0.1, rate_limit=5000, port=port).start()
     os.environ["GITHUB_API_URL"] = _github.url
     os.environ.pop("GITHUB_TOKEN", None)  # the reader's own is not for practice
-    with prefect.get_client(sync_client=True) as client:
+    # Another kernel may create it at the same moment.
+    with prefect.get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
         client.upsert_global_concurrency_limit_by_name("github-api", 5000, 5000 / 3600)
     # Prefect's own logging, set up by now, lets uvicorn report a stranger's request into the cell.
     logging.getLogger("uvicorn").setLevel("CRITICAL")
@@ -212,11 +217,12 @@ def go_live() -> None:
     asks for. `start()` returns to practice.
     """
     from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
 
     os.environ.pop("GITHUB_API_URL", None)
     if _token:
         os.environ["GITHUB_TOKEN"] = _token
-    with get_client(sync_client=True) as client:
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
         client.delete_global_concurrency_limit_by_name("github-api")
     print("From here on: https://api.github.com", "with" if _token else "without", "a token")
 
@@ -339,6 +345,7 @@ def chart_requests(requests, title: str, repos: list[str] | None = None, floor=N
     floors = floor if isinstance(floor, dict) else dict.fromkeys(logs, floor)
     rows = [repos or log["repository"].drop_duplicates().tolist() for log in logs.values()]
     heights = [0.6 + (0.3 * len(names) if len(names) <= 12 else 3) for names in rows]
+    longest = max((log["time"] + log["duration"]).max() for log in logs.values())
     figure, all_axes = plt.subplots(
         len(logs),
         sharex=True,
@@ -352,9 +359,16 @@ def chart_requests(requests, title: str, repos: list[str] | None = None, floor=N
         failed = ~log["status"].between(200, 399)
         colors = failed.map({True: ORANGE, False: BLUE})
         axes.barh(y, log["duration"], left=log["time"], height=0.6, color=colors)
+        following = log.groupby("repository")["time"].shift(-1)
         for bar in log.index[failed]:
-            status = log["status"][bar] or "no answer"
-            axes.text(end[bar], y[bar], f" {status}", va="center", color=ORANGE, fontsize="small")
+            status = str(log["status"][bar] or "no answer")
+            room = longest * (0.03 + 0.016 * len(status))
+            label = {"va": "center", "fontsize": "small"}
+            if log["duration"][bar] > room:
+                middle = log["time"][bar] + log["duration"][bar] / 2
+                axes.text(middle, y[bar], status, ha="center", color="white", **label)
+            elif not following[bar] < end[bar] + room:  # of attempts close together, the last
+                axes.text(end[bar], y[bar], f" {status}", color=ORANGE, **label)
         if floors.get(name):
             axes.axvline(floors[name], color="black", linestyle="--", linewidth=1)
             axes.text(floors[name], -0.6, " floor", va="bottom", fontsize="small")
