@@ -15,6 +15,7 @@ import argparse
 import logging
 import os
 import re
+import signal
 import sys
 import time
 from collections import defaultdict
@@ -23,6 +24,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import cache
+from threading import Timer
 
 import httpx
 from prefect import flow, get_run_logger, task
@@ -34,7 +36,9 @@ from prefect.client.schemas.actions import (
 )
 from prefect.concurrency.sync import rate_limit
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.serializers import JSONSerializer
 from prefect.settings import (
+    PREFECT_API_URL,
     PREFECT_SERVER_ANALYTICS_ENABLED,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
     temporary_settings,
@@ -86,7 +90,7 @@ def fetch_within_limit(github_repo: str) -> dict:
     stats = fetch_stats.fn(github_repo)
     stars = stats.get("stargazers_count") if isinstance(stats, dict) else None
     if type(stars) is not int or stars < 0:
-        raise ValueError(f"the answer has no usable stargazers_count: {stars!r}")
+        raise ValueError(f"the answer has no usable stargazers_count: {stars!r:.50}")
     return stats
 
 
@@ -124,10 +128,11 @@ resilient_fetch_stats = task(
     retry_delay_seconds=exponential_backoff(backoff_factor=1),
     retry_jitter_factor=0.5,
     retry_condition_fn=can_heal,
-    # Caching: a day, as JSON files, by repository, task and API. Failures are never cached.
+    # Caching: a day, as JSON files, by repository, task and API. Failures are never cached. No
+    # decoder: with Prefect's own, an answer could name a Python class to be made when it is read.
     cache_policy=INPUTS + CacheKeyFnPolicy(cache_key_fn=task_and_api),
     cache_expiration=timedelta(days=1),
-    result_serializer="json",
+    result_serializer=JSONSerializer(object_decoder=None),
 )
 
 
@@ -216,6 +221,7 @@ def _client(base_url: str, token: str) -> httpx.Client:
         "Accept": "application/vnd.github+json",
         "X-GitHub-Api-Version": "2022-11-28",
         "User-Agent": "resilient-pipeline-walkthrough",
+        "Accept-Encoding": "identity",  # compressed, `bound` would not see the real size
     }
     if token:  # httpx takes it off again when a redirect leads to another host
         headers["Authorization"] = f"Bearer {token}"
@@ -231,6 +237,8 @@ def _client(base_url: str, token: str) -> httpx.Client:
 
 def bound(response: httpx.Response) -> None:
     """Let no more than `LARGEST_ANSWER` bytes of an answer into memory; `ValueError` beyond."""
+    if "content-encoding" in response.headers:
+        raise ValueError("the answer is compressed, which was not asked for")
     stream = response.stream
 
     class Bounded(httpx.SyncByteStream):
@@ -348,6 +356,9 @@ TEMPORARY_SERVER = {
 }
 
 
+INTERRUPTED = "Interrupted. What was fetched is cached."
+
+
 def no_traceback(record: logging.LogRecord) -> bool:
     """Filter for the terminal, where one line says it; Prefect's server has the traceback too."""
     record.exc_info = record.exc_text = None
@@ -367,7 +378,8 @@ environment:
   PREFECT_API_URL               the Prefect server to use; without it a temporary one is started
   PREFECT_TASKS_REFRESH_CACHE   true: ask again for what is cached
 
-exit code: 0 all fetched, 1 some repositories failed, 2 bad arguments or address, 130 interrupted
+exit code: 0 all fetched, 1 some repositories failed, 2 bad arguments or address, 3 no Prefect
+server, 130 interrupted
 """,
     )
     parser.add_argument(
@@ -389,13 +401,42 @@ exit code: 0 all fetched, 1 some repositories failed, 2 bad arguments or address
         with temporary_settings(set_defaults=TEMPORARY_SERVER):
             state = show_stars(repos, return_state=True)
     except KeyboardInterrupt:
-        print("Interrupted. What was fetched is cached.", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
+    except (httpx.HTTPError, RuntimeError) as error:  # those of the flow itself are in its state
+        server = PREFECT_API_URL.value() or "a temporary one"
+        print(f"The Prefect server ({server}) failed: {error}", file=sys.stderr)
+        return 3
     if state.is_completed():
         return 0
     print(state.result(raise_on_failure=False), file=sys.stderr)
     return 1
 
 
+def end_within(seconds: float, code: int, message: str = "") -> None:
+    """End the process after so many seconds if it has not ended by itself.
+
+    Prefect waits for its workers, and a worker waits for GitHub or for a slot, perhaps for minutes.
+    It also waits until its server has the last logs and events: for hours if the server is gone.
+    """
+
+    def end():
+        print(message, end="", file=sys.stderr, flush=True)
+        os._exit(code)
+
+    timer = Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+
+
+def interrupt(*_) -> None:
+    """What Ctrl-C does."""
+    end_within(5, 130, INTERRUPTED + "\n")
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    signal.signal(signal.SIGINT, interrupt)
+    code = main()
+    end_within(2 if code == 3 else 30, code)
+    sys.exit(code)

@@ -55,8 +55,8 @@ MUTANTS = {  # name: the lesson that teaches it; what is replaced in pipeline.py
     "expiration of a second": ("05_caching", "timedelta(days=1)", "timedelta(seconds=1)"),
     "pickle instead of JSON": (
         "05_caching",
-        'result_serializer="json"',
-        'result_serializer="pickle"',
+        "JSONSerializer(object_decoder=None)",
+        '"pickle"',
     ),
     "a redirect is not followed": (
         "06_star_chart",

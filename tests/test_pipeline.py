@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -424,6 +425,34 @@ def test_script_where_the_api_cannot_be_reached():
         done.stderr,
     )
     assert "Traceback" not in done.stderr
+
+
+def test_script_whose_prefect_server_is_gone():
+    done = script(PYDANTIC, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "The Prefect server (http://127.0.0.1:9/api) failed: Failed to reach API" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_script_interrupted_keeps_what_it_has(github):
+    github.fail(PYDANTIC, latency=100)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "pipeline.py", *REPOS], cwd=lesson.HOME, stderr=subprocess.PIPE
+    )
+    cached = lesson.HOME / "storage"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (
+        cached.exists() and len(list(cached.iterdir())) == 2
+    ):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Interrupted. What was fetched is cached." in stderr
+    assert b"Traceback" not in stderr
+    github.reset()
+    assert show_stars(REPOS) == STARS
+    assert github.requests["repository"].tolist() == [PYDANTIC]
 
 
 def test_script_on_a_temporary_server_and_a_fresh_home(github, tmp_path):
