@@ -1,0 +1,279 @@
+"""The set-up cell through a kernel's life, and whatever may be in its way.
+
+What `lesson.py` does with its background server is tried with a stand-in, which is up at once.
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import httpx
+import psutil
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.exceptions import ObjectNotFound
+
+import lesson
+
+ROOT = Path(__file__).parents[1]
+TOKEN = "ghp_Th1sIsN0tF0rPract1ceAndN0bodys"
+
+# --- The background server ------------------------------------------------------------------------
+
+# In the place of `python -m prefect server start --host 127.0.0.1 --port N`. With a file "mute" in
+# its home it never answers, with a file "broken" it ends at once.
+STAND_IN = """\
+    #!{python} -S
+    import json, os, sys, time
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({{"home": os.environ["PREFECT_HOME"]}}).encode())
+
+    if os.path.exists("broken"):
+        sys.exit("This is why.")
+    while os.path.exists("mute"):
+        time.sleep(0.1)
+    HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A fresh home for `lesson`, whose servers are stand-ins. Ends all that were started in it."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(textwrap.dedent(STAND_IN).format(python=sys.executable))
+    stand_in.chmod(0o755)
+    home = tmp_path / "home"
+    monkeypatch.setattr(lesson, "HOME", home)
+    monkeypatch.setattr(lesson, "ADDRESS", home / "server.json")
+    monkeypatch.setattr(lesson, "SERVER_LOG", home / "server.log")
+    monkeypatch.setattr(lesson, "PORTS", (0,))
+    monkeypatch.setattr(lesson, "START_UP", 30)
+    monkeypatch.setitem(lesson.SERVER_SETTINGS, "PREFECT_HOME", str(home))
+    monkeypatch.setattr(sys, "executable", str(stand_in))
+    yield home
+    end_servers_in(home)
+
+
+def servers_in(home):
+    """The processes that are running in a home."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cwd() == str(home) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def end_servers_in(home):
+    for process in servers_in(home):
+        process.kill()
+    until(lambda: not servers_in(home))  # psutil's wait() waits for zombies too
+
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def pid():
+    return json.loads(lesson.ADDRESS.read_text())["pid"]
+
+
+def test_the_server_is_started_once(home, capsys):
+    url = lesson.start_server()
+    assert lesson.start_server() == lesson.server_url() == url
+    assert [server.pid for server in servers_in(home)] == [pid()]
+    assert capsys.readouterr().out.count("Starting the Prefect server") == 1
+
+
+def test_several_kernels_at_once_start_one_server(home):
+    code = f"import sys; sys.executable = {sys.executable!r}; import lesson; lesson.PORTS = (0,)"
+    command = [psutil.Process().exe(), "-c", f"{code}; print(lesson.start_server())"]
+    kernels = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT / "notebooks",
+            env=os.environ | {"LESSONS_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    printed = [kernel.communicate(timeout=60)[0].splitlines() for kernel in kernels]
+    assert {lines[-1] for lines in printed} == {lesson.server_url()}
+    assert sorted(map(len, printed)) == [1, 1, 1, 2]  # one of them says that it starts it
+    assert len(servers_in(home)) == 1
+
+
+def test_a_server_that_died_is_replaced(home):
+    lesson.start_server()
+    (died,) = servers_in(home)
+    end_servers_in(home)
+    assert lesson.server_url() is None
+    assert lesson.start_server() == lesson.server_url()
+    assert [server.pid for server in servers_in(home)] == [pid()] != [died.pid]
+
+
+def test_a_start_that_was_interrupted_leaves_no_second_server(home, monkeypatch):
+    home.mkdir()
+    (home / "mute").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(lesson.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            lesson.start_server()
+    assert len(servers_in(home)) == 1
+    (home / "mute").unlink()
+    assert lesson.start_server() == lesson.server_url()
+    assert len(servers_in(home)) == 1
+
+
+def test_a_server_that_does_not_come_up_is_one_sentence(home):
+    home.mkdir()
+    (home / "broken").touch()
+    with pytest.raises(lesson.SetupError) as failed:
+        lesson.start_server()
+    assert str(failed.value) == (
+        f"The Prefect server did not start. Its last words are in {home / 'server.log'}."
+    )
+    assert (home / "server.log").read_text() == "This is why.\n"
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """A process that is not ours, with a server that is none of Prefect's. Nobody may end it."""
+    process = subprocess.Popen(
+        [psutil.Process().exe(), "-c", "import time; time.sleep(600)", "prefect"], cwd=tmp_path
+    )
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield process.pid, server.server_port
+    server.shutdown()
+    server.server_close()
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize(
+    "stale",
+    [
+        "",
+        "{",
+        "\udcff",
+        "null",
+        "[]",
+        "7",
+        "{}",
+        '{"url": "http://127.0.0.1:9", "pid": FOREIGN}',
+        '{"url": "http://127.0.0.1:PORT", "pid": FOREIGN}',
+        '{"url": "http://[", "pid": "x"}',
+        '{"url": 7, "pid": -1}',
+        '{"url": null, "pid": null}',
+        '{"url": "http://127.0.0.1:9", "pid": 4194305}',
+    ],
+)
+def test_a_stale_address_heals_and_ends_no_foreign_process(home, foreign, stale):
+    text = stale.replace("FOREIGN", str(foreign[0])).replace("PORT", str(foreign[1]))
+    home.mkdir()
+    lesson.ADDRESS.write_text(text, errors="surrogateescape")
+    assert lesson.stop_server() is False
+    lesson.ADDRESS.write_text(text, errors="surrogateescape")
+    assert lesson.server_url() is None
+    assert lesson.start_server() == lesson.server_url()
+    assert len(servers_in(home)) == 1
+
+
+def test_the_port_of_another_is_left_alone(home, foreign, monkeypatch):
+    monkeypatch.setattr(lesson, "PORTS", (foreign[1], 0))
+    url = lesson.start_server()
+    assert httpx.URL(url).port != foreign[1]
+    assert httpx.get(f"http://127.0.0.1:{foreign[1]}").json() == []
+
+
+def unwritable(tmp_path):
+    """Folders that cannot be written, also not by root."""
+    (tmp_path / "file").touch()
+    yield tmp_path / "file"
+    yield tmp_path / "file" / "home"
+    if sys.platform == "linux":
+        yield Path("/proc/lessons")
+    if os.name == "posix" and os.geteuid() != 0:
+        (tmp_path / "locked").mkdir(mode=0o500)
+        yield tmp_path / "locked"
+
+
+def test_a_home_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+    for home in unwritable(tmp_path):
+        monkeypatch.setattr(lesson, "HOME", home)
+        monkeypatch.setattr(lesson, "ADDRESS", home / "server.json")
+        with pytest.raises(lesson.SetupError) as failed:
+            lesson.start_server()
+        assert re.fullmatch(
+            rf"Cannot write to {re.escape(str(home))} \(.+\)\. "
+            r"Set LESSONS_HOME to a folder that can be written\.",
+            str(failed.value),
+        )
+
+
+# --- The set-up cell ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_practice_api_yet(github, monkeypatch):
+    """As in a kernel that has not run the set-up cell; the practice API of the tests stays."""
+    for name in ("GITHUB_API_URL", "PREFECT_API_URL"):
+        monkeypatch.setenv(name, os.environ[name])
+    monkeypatch.setattr(lesson, "_github", None)
+    yield
+    if lesson._github is not None:
+        lesson._github.stop()
+
+
+def test_the_practice_api_takes_the_next_port_if_one_is_taken(no_practice_api_yet, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(lesson, "PRACTICE_PORTS", (taken.getsockname()[1], 0))
+        # Another kernel may take it after we looked.
+        monkeypatch.setattr(lesson, "free_port", lambda candidates: candidates[0])
+        github = lesson.start()
+    assert httpx.get(github.url, headers={"user-agent": "test"}).is_success
+
+
+def test_the_limit_may_be_created_by_another_kernel_meanwhile(github, monkeypatch):
+    def not_yet(*_):
+        raise ObjectNotFound(Exception())
+
+    monkeypatch.setattr(SyncPrefectClient, "read_global_concurrency_limit_by_name", not_yet)
+    assert lesson.start() is github
+
+
+def test_going_live_can_be_run_again(github, monkeypatch):
+    monkeypatch.setenv("GITHUB_API_URL", github.url)
+    lesson.go_live()
+    lesson.go_live()
+    assert "GITHUB_API_URL" not in os.environ
