@@ -18,13 +18,13 @@ import re
 import signal
 import sys
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import cache
-from threading import Timer
+from threading import Lock, Timer
 
 import httpx
 from prefect import flow, get_run_logger, task
@@ -36,6 +36,8 @@ from prefect.client.schemas.actions import (
 )
 from prefect.concurrency.sync import rate_limit
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.futures import PrefectFutureList, as_completed
+from prefect.runtime import flow_run
 from prefect.serializers import JSONSerializer
 from prefect.settings import (
     PREFECT_API_URL,
@@ -46,11 +48,14 @@ from prefect.settings import (
 from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
+from rich.console import Console
+from rich.progress import track
 
 REPOS = ["PrefectHQ/prefect", "pydantic/pydantic", "huggingface/transformers"]
 MAX_WORKERS = 16  # threads of the flow, and connections to the API
 LONGEST_WAIT = 120  # seconds; a request to come back later than this fails instead
 LARGEST_ANSWER = 1_000_000  # bytes; a repository takes some 6,000
+MANY = 100  # repositories, from which on a progress bar shows the way
 LIMIT = "github-api"
 HOUR = 3600
 REQUESTS_PER_HOUR = {False: 60, True: 5000}  # GitHub's allowance, without and with a token
@@ -86,7 +91,7 @@ def fetch_within_limit(github_repo: str) -> dict:
     Raises `ValueError` if the answer has no usable star count. It must fail here: what a task
     returns is cached for a day, also when it is useless.
     """
-    rate_limit(LIMIT, strict=True)  # strict: a missing limit is an error, not a warning
+    slots.take()
     stats = fetch_stats.fn(github_repo)
     stars = stats.get("stargazers_count") if isinstance(stats, dict) else None
     if type(stars) is not int or stars < 0:
@@ -107,7 +112,7 @@ def can_heal(task, task_run, state) -> bool:
             return False
         if wait:
             get_run_logger().info("GitHub asks to wait %.0f s before the next request", wait)
-            time.sleep(wait)
+            pause(wait)
         return True
     return isinstance(
         error, (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError)
@@ -166,11 +171,11 @@ def show_stars(github_repos: list[str]) -> dict[str, int]:
     github()  # a malformed address or token is an error of the flow, not of every task run
     ensure_limit()
 
-    futures = resilient_fetch_stats.map(repos)
-    futures.wait()
+    futures = follow(resilient_fetch_stats.map(repos), "fetch_stats")
     states = {repo: future.state for repo, future in zip(repos, futures, strict=True)}
     fetched = {repo: state.result() for repo, state in states.items() if state.is_completed()}
-    stars = dict(zip(fetched, get_stars.map(list(fetched.values())).result(), strict=True))
+    counts = follow(get_stars.map(list(fetched.values())), "get_stars").result()
+    stars = dict(zip(fetched, counts, strict=True))
 
     for repo, count in stars.items():
         print(f"{repo}: {count} stars")
@@ -307,7 +312,7 @@ def reason(error: Exception) -> str:
             return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-# --- Names, and the limit -------------------------------------------------------------------------
+# --- Names ----------------------------------------------------------------------------------------
 
 # Owners: letters, digits and single hyphens inside, 39 at most; underscores in managed accounts.
 OWNER_AND_NAME = re.compile(r"(?=[^/]{1,39}/)[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*/[A-Za-z0-9._-]{1,100}")
@@ -324,6 +329,9 @@ def check_names(github_repos: Iterable[str]) -> list[str]:
     if bad:
         raise ValueError(f"not a repository, as owner/name: {', '.join(map(ascii, bad))}")
     return repos
+
+
+# --- The limit, and waiting -----------------------------------------------------------------------
 
 
 def ensure_limit() -> None:
@@ -343,6 +351,112 @@ def ensure_limit() -> None:
         else:
             if existing.limit == REQUESTS_PER_HOUR[False] < per_hour:
                 client.update_global_concurrency_limit(LIMIT, GlobalConcurrencyLimitUpdate(**size))
+
+
+_given_up = {}  # the flow runs in which nobody should wait any longer, and why
+
+
+class Slots:
+    """Slots of the global limit, acquired by one worker for all that wait at the moment.
+
+    Each would otherwise be a request of its own to Prefect's server, one after another. Of a limit
+    with plenty of slots it takes a hundredth ahead; what is not used within a second lapses.
+    """
+
+    def __init__(self):
+        self.turn = Lock()  # of the worker that acquires
+        self.waiting = deque()  # an entry for each worker that wants a slot
+        self.acquired, self.lapse = 0, 0.0  # slots not yet used, and the time when they lapse
+        self.free = defaultdict(int)  # seen at the server and not yet acquired, by flow run
+
+    def take(self) -> None:
+        """Wait for a slot, and use it up.
+
+        Raises `ConcurrencySlotAcquisitionError` if the limit is missing, and `InterruptedError` if
+        the flow run was interrupted or Prefect's server is gone.
+        """
+        self.waiting.append(None)
+        try:
+            with self.turn:
+                if not self.acquired or time.monotonic() > self.lapse:
+                    self.acquired, self.lapse = self.acquire(), time.monotonic() + 1
+                self.acquired -= 1
+        finally:
+            self.waiting.pop()
+
+    def acquire(self) -> int:
+        """Acquire slots for those that wait, as soon as any is free. Returns how many."""
+        pause(0)
+        run = flow_run.id
+        if self.free[run] < MAX_WORKERS:
+            self.free[run] = wait_for_free_slots()
+        time.sleep(0.01)  # others are on their way
+        slots = min(max(len(self.waiting), self.free[run] // 100), self.free[run])
+        self.free[run] -= slots
+        rate_limit(LIMIT, occupy=slots, strict=True)  # strict: a missing limit is an error
+        return slots
+
+
+def wait_for_free_slots() -> int:
+    """Look until the limit has free slots. Returns how many; for a missing limit, 1.
+
+    To ask for a slot when none is free would cost one: each refusal sets the decay back.
+    """
+    try:
+        with get_client(sync_client=True) as client:
+            while True:
+                limit = client.read_global_concurrency_limit_by_name(LIMIT)
+                free = limit.limit - (limit.active_slots if limit.active else 0)
+                if free > 0:
+                    return free
+                pause(0.5 / max(limit.slot_decay_per_second, 0.5))
+    except ObjectNotFound:
+        return 1
+    except httpx.HTTPError as error:  # after Prefect's client has tried for a minute
+        give_up(f"Prefect's server ({PREFECT_API_URL.value()}) does not answer: {error}")
+        raise InterruptedError(_given_up.get(flow_run.id, error)) from error
+
+
+slots = Slots()
+
+
+def pause(seconds: float) -> None:
+    """Sleep, but raise `InterruptedError` as soon as the flow run is given up."""
+    end = time.monotonic() + seconds
+    while True:
+        if why := _given_up.get(flow_run.id):
+            raise InterruptedError(why)
+        if (left := end - time.monotonic()) <= 0:
+            return
+        time.sleep(min(left, 0.2))
+
+
+def give_up(why: str) -> None:
+    """Let no worker of this flow run wait any longer."""
+    if flow_run.id:
+        _given_up[flow_run.id] = why
+
+
+def follow(futures: PrefectFutureList, title: str) -> PrefectFutureList:
+    """Wait for the futures, and return them. If there are many, a progress bar shows the way."""
+    finished = as_completed(futures)
+    console = Console(stderr=True)
+    for handler in logging.getLogger().handlers:
+        console = getattr(handler, "console", console)  # so that log and bar share the screen
+    if len(futures) >= MANY and console.is_jupyter:
+        from IPython.display import ProgressBar
+
+        finished = zip(ProgressBar(len(futures)), finished, strict=False)
+    elif len(futures) >= MANY and console.is_terminal:
+        finished = track(finished, title, len(futures), console=console)
+    try:
+        for _ in finished:
+            pass
+        futures.wait()  # a future knows its final state only when it was asked
+    except KeyboardInterrupt:
+        give_up("interrupted")
+        raise
+    return futures
 
 
 # --- The script -----------------------------------------------------------------------------------

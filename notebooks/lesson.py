@@ -20,6 +20,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import textwrap
 import time
 from contextlib import closing, contextmanager, suppress
 from copy import copy
@@ -78,7 +79,9 @@ def server_url() -> str | None:
     """The address of the lessons' Prefect server, if it is up."""
     try:
         url = json.loads(ADDRESS.read_text())["url"]
-        settings = httpx.get(f"{url}/api/admin/settings", timeout=5, trust_env=False).json()
+        # Without `verify` it would load certificates, which takes longer than all the rest.
+        options = {"timeout": 5, "trust_env": False, "verify": False}
+        settings = httpx.get(f"{url}/api/admin/settings", **options).json()
         # A server that took over the port of ours, in another checkout, has another home.
         return url if settings["home"] == str(HOME) else None
     except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError, httpx.InvalidURL):
@@ -183,16 +186,21 @@ def start():
     Can be run again: what is up is left as it is, what is down is started. Raises `SetupError`.
     """
     global _github
-    os.environ["PREFECT_API_URL"] = f"{start_server()}/api"
+    api_url = os.environ["PREFECT_API_URL"] = f"{start_server()}/api"
     import matplotlib as mpl
     import prefect.context
     import prefect.main  # sets up Prefect's logging, which comes before ours
     from prefect.exceptions import ObjectAlreadyExists
+    from prefect.settings import get_current_settings
 
     from fake_github import FakeGitHub
 
     mpl.rcParams.update(CHART_STYLE)
-    prefect.context.refresh_global_settings_context()  # if Prefect was imported before this module
+    if get_current_settings().api.url != api_url:  # imported before this module, or it moved
+        prefect.context.refresh_global_settings_context()
+    # Each flow run would end with a wait of up to a second for the thread of its heartbeat, by
+    # which Prefect Cloud knows that a run has crashed. No variable can say that there is none.
+    get_current_settings().flows.heartbeat_frequency = None
     plain_logs()
     for port in PRACTICE_PORTS:
         if _github is None:
@@ -267,8 +275,8 @@ def quiet():
 def task_states(flow_state, count: int) -> dict[str, str]:
     """The states of a flow run's `count` task runs by name, as Prefect's server recorded them.
 
-    It records them in batches, a moment later than they happen. Raises `TimeoutError` if it does
-    not have them within half a minute.
+    It records them in batches, a moment later than they happen, and tells of 200 at once. Raises
+    `TimeoutError` if it does not have them within half a minute.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter
@@ -327,7 +335,7 @@ def show_code(*functions) -> None:
     sources = []
     for function in functions:
         function = getattr(function, "fn", function)
-        source = inspect.getsource(function)
+        source = textwrap.dedent(inspect.getsource(function))
         sources.append(re.sub(r'^ *""".*?"""\n', "", source, count=1, flags=re.S | re.M))
     print("\n\n".join(sources), end="")
 

@@ -33,12 +33,7 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def practice_api():
-    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
-    github = lesson.start()
-    # At the end of each flow run Prefect waits up to a second for the thread of its heartbeat.
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        yield github
+    return lesson.start()
 
 
 @pytest.fixture

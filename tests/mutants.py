@@ -36,10 +36,10 @@ MUTANTS = {  # name: the lesson that teaches it; what is replaced in pipeline.py
     ),
     "first failure raised for all": (
         "03_mapping",
-        "    futures.wait()\n",
-        "    futures.result()\n",
+        "        futures.wait()  #",
+        "        futures.result()  #",
     ),
-    "no rate_limit": ("04_rate_limiting", "rate_limit(LIMIT, strict=True)", "pass"),
+    "no rate_limit": ("04_rate_limiting", "rate_limit(LIMIT, occupy=slots, strict=True)", "pass"),
     "strict=False": ("04_rate_limiting", "strict=True)", "strict=False)"),
     "no cache policy": (
         "05_caching",
