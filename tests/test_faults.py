@@ -14,7 +14,6 @@ import tracemalloc
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from threading import Thread
-from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -117,7 +116,7 @@ def _quick_retries(monkeypatch):
 def waits(monkeypatch):
     """The seconds that the pipeline would have waited because GitHub asked for it."""
     seconds = []
-    monkeypatch.setattr(pipeline, "time", SimpleNamespace(time=time.time, sleep=seconds.append))
+    monkeypatch.setattr(pipeline, "pause", lambda wait: wait and seconds.append(wait))
     return seconds
 
 

@@ -16,6 +16,7 @@ from threading import Lock, Thread
 import httpx
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.concurrency.sync import rate_limit
 
 import lesson
 import pipeline
@@ -184,10 +185,38 @@ def test_how_long_github_asks_to_wait():
 
 def test_waits_as_long_as_github_asks(github, monkeypatch):
     waits = []
-    monkeypatch.setattr(pipeline.time, "sleep", waits.append)  # Prefect's delays too
+    monkeypatch.setattr(pipeline, "pause", waits.append)
     github.fail(PYDANTIC, status=429, headers={"retry-after": "90"})
     assert show_stars([PYDANTIC]) == {PYDANTIC: STARS[PYDANTIC]}
     assert 90 in waits
+
+
+def test_slots_are_acquired_together_and_none_is_wasted(github, monkeypatch):
+    acquired = []
+
+    def counting(name, occupy, strict):
+        acquired.append(occupy)
+        rate_limit(name, occupy, strict=strict)
+
+    monkeypatch.setattr(pipeline, "rate_limit", counting)
+    lesson.new_limit("github-api", 60, 1e-9)
+    show_stars([f"load-test/{n}" for n in range(40)])
+    assert sum(acquired) == 40 > len(acquired)
+    with get_client(sync_client=True) as client:
+        assert client.read_global_concurrency_limit_by_name("github-api").active_slots == 40
+
+
+def test_who_waits_for_a_slot_stops_when_the_run_is_interrupted(github, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+        yield
+
+    lesson.new_limit("github-api", 1, 1)
+    rate_limit("github-api")
+    monkeypatch.setattr(pipeline, "as_completed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        show_stars(REPOS)
+    assert github.requests.empty
 
 
 def test_a_wait_of_an_hour_is_an_error_that_names_the_time(github):
