@@ -91,7 +91,7 @@ def fetch_within_limit(github_repo: str) -> dict:
     Raises `ValueError` if the answer has no usable star count. It must fail here: what a task
     returns is cached for a day, also when it is useless.
     """
-    slots.take()
+    slots[flow_run.id].take()
     stats = fetch_stats.fn(github_repo)
     stars = stats.get("stargazers_count") if isinstance(stats, dict) else None
     if type(stars) is not int or stars < 0:
@@ -357,7 +357,7 @@ _given_up = {}  # the flow runs in which nobody should wait any longer, and why
 
 
 class Slots:
-    """Slots of the global limit, acquired by one worker for all that wait at the moment.
+    """A flow run's slots of the global limit, acquired by one worker for all that wait.
 
     Each would otherwise be a request of its own to Prefect's server, one after another. Of a limit
     with plenty of slots it takes a hundredth ahead; what is not used within a second lapses.
@@ -367,7 +367,7 @@ class Slots:
         self.turn = Lock()  # of the worker that acquires
         self.waiting = deque()  # an entry for each worker that wants a slot
         self.acquired, self.lapse = 0, 0.0  # slots not yet used, and the time when they lapse
-        self.free = defaultdict(int)  # seen at the server and not yet acquired, by flow run
+        self.free = 0  # slots seen at the server and not yet acquired
 
     def take(self) -> None:
         """Wait for a slot, and use it up.
@@ -386,15 +386,16 @@ class Slots:
 
     def acquire(self) -> int:
         """Acquire slots for those that wait, as soon as any is free. Returns how many."""
-        pause(0)
-        run = flow_run.id
-        if self.free[run] < MAX_WORKERS:
-            self.free[run] = wait_for_free_slots()
-        time.sleep(0.01)  # others are on their way
-        slots = min(max(len(self.waiting), self.free[run] // 100), self.free[run])
-        self.free[run] -= slots
-        rate_limit(LIMIT, occupy=slots, strict=True)  # strict: a missing limit is an error
-        return slots
+        pause(0.01)  # others are on their way
+        if self.free < MAX_WORKERS:
+            self.free = wait_for_free_slots()
+        count = min(max(len(self.waiting), self.free // 100), self.free)
+        self.free -= count
+        rate_limit(LIMIT, occupy=count, strict=True)  # strict: a missing limit is an error
+        return count
+
+
+slots = defaultdict(Slots)  # by flow run
 
 
 def wait_for_free_slots() -> int:
@@ -415,9 +416,6 @@ def wait_for_free_slots() -> int:
     except httpx.HTTPError as error:  # after Prefect's client has tried for a minute
         give_up(f"Prefect's server ({PREFECT_API_URL.value()}) does not answer: {error}")
         raise InterruptedError(_given_up.get(flow_run.id, error)) from error
-
-
-slots = Slots()
 
 
 def pause(seconds: float) -> None:

@@ -41,7 +41,7 @@ def ours(limit=True):
     import pipeline
 
     if not limit:
-        pipeline.slots.take = lambda: None
+        pipeline.Slots.take = lambda self: None
     return pipeline.show_stars
 
 

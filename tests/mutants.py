@@ -39,7 +39,7 @@ MUTANTS = {  # name: the lesson that teaches it; what is replaced in pipeline.py
         "        futures.wait()  #",
         "        futures.result()  #",
     ),
-    "no rate_limit": ("04_rate_limiting", "rate_limit(LIMIT, occupy=slots, strict=True)", "pass"),
+    "no rate_limit": ("04_rate_limiting", "rate_limit(LIMIT, occupy=count, strict=True)", "pass"),
     "strict=False": ("04_rate_limiting", "strict=True)", "strict=False)"),
     "no cache policy": (
         "05_caching",

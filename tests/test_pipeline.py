@@ -146,7 +146,7 @@ def test_the_flow_has_no_more_tasks_under_way_than_workers(github, monkeypatch):
         with lock:
             under_way -= 1
 
-    monkeypatch.setattr(pipeline.slots, "take", count)
+    monkeypatch.setattr(pipeline.Slots, "take", count)
     show_stars([f"load-test/{n}" for n in range(40)])
     assert 1 < most <= pipeline.MAX_WORKERS
 
