@@ -390,7 +390,8 @@ def chart_requests(requests, title: str, repos: list[str] | None = None, floor=N
     all_axes[-1, 0].set_xlabel("time (s)")
     all_axes[-1, 0].set_xlim(left=0)
     figure.suptitle(title, x=0.01, ha="left")
-    plt.show()
+    counts = [f"{len(log)} requests {name}".strip() for name, log in logs.items()]
+    show_chart(figure, f"{title}. Over time, a row for each repository: {', '.join(counts)}.")
 
 
 def chart_allowance(
@@ -428,7 +429,17 @@ def chart_allowance(
     axes.yaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside lower left", ncols=4, fontsize="small")
     figure.suptitle(title, x=0.01, ha="left")
-    plt.show()
+    text = f"{len(log)} requests over time, and the line that the limit does not let them cross"
+    show_chart(figure, f"{title}. {text}; {refused.sum()} were refused.")
+
+
+def show_chart(figure, alt: str) -> None:
+    """Show a figure once, with a text for those who do not see it (in HTML made by nbconvert)."""
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)
 
 
 def main() -> None:

@@ -3,9 +3,11 @@
     python tests/execute.py notebooks/05_caching.ipynb …
 
 The outputs become what nbval compares with from then on, so look at them. Of the metadata only the
-kernel's name and the tags are kept: no times, versions or marks of an editor.
+kernel's name and the tags are kept: no times, versions or marks of an editor. The chart of a cell
+with a tag `readme-NAME` becomes `notebooks/pictures/NAME.png`, which the README shows.
 """
 
+import base64
 import sys
 from pathlib import Path
 
@@ -16,6 +18,18 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+
+
+def pictures(notebook) -> dict[str, bytes]:
+    """The charts that the README shows, as PNG, by the names of their files."""
+    return {
+        tag.replace("readme-", "") + ".png": base64.b64decode(output.data["image/png"])
+        for cell in notebook.cells
+        for tag in cell.metadata.get("tags", [])
+        if tag.startswith("readme-")
+        for output in cell.outputs
+        if "image/png" in output.get("data", {})
+    }
 
 
 def execute(path: Path) -> None:
@@ -36,6 +50,9 @@ def execute(path: Path) -> None:
         tags = cell.metadata.get("tags")
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
     nbformat.write(notebook, path)
+    for name, picture in pictures(notebook).items():
+        path.with_name("pictures").mkdir(exist_ok=True)
+        (path.with_name("pictures") / name).write_bytes(picture)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from execute import METADATA
+from execute import METADATA, pictures
 
 ROOT = Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 HEADINGS = ["Set-up", "What just happened?", "A trap worth knowing", "Your turn", "Summary"]
-TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception"}
+TAGS = {"nbval-ignore-output", "nbval-skip", "raises-exception", "readme-mapping", "readme-stars"}
 
 
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem)
@@ -125,3 +125,21 @@ def test_ruff_has_nothing_to_say():
             text=True,
         )
         assert ruff.returncode == 0, ruff.stdout + ruff.stderr
+
+
+def test_the_pictures_of_the_readme_are_charts_of_the_lessons():
+    charts = {}
+    for path in PATHS:
+        charts |= pictures(nbformat.read(path, as_version=4))
+    folder = ROOT / "notebooks" / "pictures"
+    assert charts == {file.name: file.read_bytes() for file in folder.iterdir()}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"!\[.{20,}?\]\(notebooks/pictures/(.*?)\)", readme)) == sorted(charts)
+
+
+def test_every_chart_has_an_alternative_text(lesson):
+    _, notebook = lesson
+    for cell in cells(notebook, "code"):
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                assert len(output.metadata["image/png"]["alt"]) > 20, cell.source
