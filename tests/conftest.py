@@ -7,6 +7,8 @@ import atexit
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -20,8 +22,14 @@ for name in ("GITHUB_TOKEN", "GITHUB_API_URL"):  # GitHub's runners set them: ne
 import lesson  # noqa: E402
 
 
+starting = None  # the process that starts the Prefect server
+
+
 @atexit.register  # before Prefect is imported: runs after Prefect sent off its last logs
 def _clean_up():
+    if starting:
+        starting.terminate()
+        starting.wait()
     lesson.stop_server()
     shutil.rmtree(HOME, ignore_errors=True)
 
@@ -29,6 +37,20 @@ def _clean_up():
 def pytest_configure(config):
     # Whoever ends the run with a signal gets the server ended with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(config, items):
+    """What needs no Prefect server comes first, while the server starts."""
+
+    def needs_server(item):
+        return "practice_api" in getattr(item, "fixturenames", ["practice_api"])  # or is a cell
+
+    global starting
+    items.sort(key=needs_server)
+    if items and needs_server(items[-1]) and not config.option.collectonly:
+        command = [sys.executable, "-c", "import lesson; lesson.start_server()"]
+        folder = os.path.dirname(lesson.__file__)
+        starting = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
 
 
 @pytest.fixture(scope="session")
