@@ -21,7 +21,6 @@ for name in ("GITHUB_TOKEN", "GITHUB_API_URL"):  # GitHub's runners set them: ne
 
 import lesson  # noqa: E402
 
-
 starting = None  # the process that starts the Prefect server
 
 
