@@ -15,6 +15,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -208,6 +209,7 @@ def main() -> None:
         sys.stdout, stdout = open(os.devnull, "w"), sys.stdout  # noqa: SIM115
         print(json.dumps(measure(contender, int(count))), file=stdout)
         return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no server is left behind
     folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
     os.environ["LESSONS_HOME"] = str(folder / "lessons")
     sys.path.insert(0, str(ROOT / "notebooks"))
