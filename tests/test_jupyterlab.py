@@ -1,0 +1,226 @@
+"""Every lesson in JupyterLab itself, in a browser without a window, the way a reader runs it."""
+
+import configparser
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import nbformat
+import psutil
+import pytest
+
+import lesson
+
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+
+ROOT = Path(__file__).parents[1]
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+SCREEN = {"width": 1280, "height": 900}
+PATIENCE = 180_000  # milliseconds that a lesson may take on a slow machine
+SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false"},  # no question, no request
+    # All cells take their room at once, so that they can be measured without scrolling.
+    "notebook-extension/tracker": {"windowingMode": "none"},
+}
+
+executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+pytestmark = pytest.mark.skipif(not executable, reason=f"no browser, none of {BROWSERS}")
+
+# What a reader sees of each code cell.
+LOOK = """cells => cells.map(cell => {
+    const all = selector => [...cell.querySelectorAll(selector)];
+    const type = name => `[data-mime-type="application/vnd.jupyter.${name}"]`;
+    return {
+        count: cell.querySelector(".jp-InputPrompt").textContent,
+        printed: all(type("stdout")).map(output => output.textContent),
+        warnings: all(type("stderr")).map(output => output.textContent),
+        errors: all(type("error")).map(output => output.textContent),
+        images: all("img").map(image => image.complete && image.naturalWidth),
+        cut_off: all(".jp-OutputArea-output, .jp-OutputArea-output *, .cm-scroller")
+            .filter(part => part.clientWidth && part.scrollWidth > part.clientWidth)
+            .map(part => part.textContent.slice(0, 200)),
+        height: cell.querySelector(".jp-OutputArea")?.offsetHeight ?? 0,
+    };
+})"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """JupyterLab on a copy of the lessons, with nothing of the user's own; its address."""
+    folder = tmp_path_factory.mktemp("jupyterlab")
+    root = folder / "root"
+    ignored = shutil.ignore_patterns(".*", "__pycache__")
+    shutil.copytree(ROOT / "notebooks", root / "notebooks", ignore=ignored)
+    shutil.copy(ROOT / "pipeline.py", root)
+    for path in PATHS:  # an output that is there later was made later
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(notebook, root / "notebooks" / path.name)
+    for name, settings in SETTINGS.items():
+        file = folder / f"config/lab/user-settings/@jupyterlab/{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(settings))
+    url, token = f"http://127.0.0.1:{lesson.free_port((0,))}", secrets.token_hex()
+    own = {f"JUPYTER_{n.upper()}_DIR": str(folder / n) for n in ("config", "data", "runtime")}
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
+    command += [f"--port={httpx.URL(url).port}", "--ServerApp.port_retries=0"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            command,
+            cwd=root,
+            env=os.environ | own | {"JUPYTER_TOKEN": token},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        lesson.start_server()
+        deadline = time.monotonic() + 120
+        while True:
+            assert server.poll() is None, (folder / "log").read_text()
+            try:
+                httpx.get(f"{url}/api", trust_env=False)
+                break
+            except httpx.TransportError:
+                assert time.monotonic() < deadline, (folder / "log").read_text()
+                time.sleep(0.1)
+        yield f"{url}/lab/tree/notebooks/{{}}?reset&token={token}"
+    finally:
+        family = [server, *psutil.Process(server.pid).children(recursive=True)]
+        server.terminate()
+        for process in psutil.wait_procs(family, timeout=20)[1]:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    root = hasattr(os, "geteuid") and os.geteuid() == 0  # for which Chromium has no sandbox
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=executable, args=["--no-sandbox"] if root else []
+        )
+        yield browser
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def opened(request, lab, browser):
+    """A lesson without outputs in a page of its own, its kernel ready; its stored code cells."""
+    page = browser.new_page(viewport=SCREEN)
+    page.set_default_timeout(PATIENCE)
+    page.goto(lab.format(request.param.name))
+    idle(page)  # before that, the menus are not complete
+    stored = nbformat.read(request.param, as_version=4).cells
+    yield page, [cell for cell in stored if cell.cell_type == "code"]
+    with page.expect_response(lambda response: response.request.method == "DELETE"):
+        choose(page, "Kernel", "Shut Down Kernel")
+    page.close()
+
+
+def choose(page, menu, item):
+    for _ in range(20):  # JupyterLab closes an open menu when it adds to it, while it loads
+        page.keyboard.press("Escape")
+        page.locator(".lm-MenuBar-item").get_by_text(menu, exact=True).click()
+        with suppress(playwright.TimeoutError):
+            page.get_by_role("menuitem", name=item, exact=True).click(timeout=5_000)
+            return
+    raise AssertionError(f"no {item} in the menu {menu}")
+
+
+def idle(page):
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+
+
+def see(page, cells):
+    """What there is to see of the code cells, once all of `cells` were executed."""
+    page.wait_for_function(
+        """cells => cells.every(cell => /\\d/.test(
+            document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")[cell].textContent))""",
+        arg=cells,
+    )
+    idle(page)
+    page.wait_for_function("() => [...document.images].every(image => image.complete)")
+    return page.locator(".jp-CodeCell").evaluate_all(LOOK)
+
+
+def sanitized(text):
+    rules = configparser.ConfigParser(interpolation=None)
+    rules.read(ROOT / "tests" / "sanitize.cfg")
+    for rule in rules.values():
+        if "regex" in rule:
+            text = re.sub(rule["regex"], rule["replace"], text)
+    return text.strip()
+
+
+def check(seen, stored):
+    """Compare what there is to see with the stored cells."""
+    assert len(seen) == len(stored)
+    for cell, told in zip(seen, stored, strict=True):
+        tags, source = told.metadata.get("tags", []), told.source
+        assert not cell["errors"] or "raises-exception" in tags, (source, cell["errors"])
+        assert not cell["warnings"], (source, cell["warnings"])
+        assert not cell["cut_off"], (source, cell["cut_off"])
+        assert cell["height"] <= SCREEN["height"], (source, cell["height"])
+        outputs = told.outputs
+        assert len(cell["printed"]) == sum(o.get("name") == "stdout" for o in outputs), source
+        charts = sum("image/png" in o.get("data", {}) for o in outputs)
+        assert len(cell["images"]) == charts, source
+        assert all(width > 400 for width in cell["images"]), (source, cell["images"])
+        if not tags:
+            printed = "".join(o.text for o in outputs if o.get("name") == "stdout")
+            assert sanitized("".join(cell["printed"])) == sanitized(printed), source
+
+
+def executed(stored):
+    return [n for n, cell in enumerate(stored) if cell.execution_count]
+
+
+def test_a_lesson_is_right_in_the_browser(opened):
+    page, stored = opened
+    choose(page, "Run", "Run All Cells")
+    check(see(page, executed(stored)), stored)
+
+
+@pytest.mark.parametrize("opened", [p for p in PATHS if p.stem[:2] == "05"], indirect=True)
+def test_the_second_run_asks_for_nothing_also_after_a_restart(opened):
+    page, stored = opened
+    caching = "states = fetch_all(cached_fetch_stats, repos)"
+    first, _ = (n for n, cell in enumerate(stored) if cell.source == caching)
+    choose(page, "Run", "Run All Cells")
+    see(page, executed(stored))
+
+    def run_two(cell):
+        """Run the cell and the one after it with the keyboard, and return what is seen of both."""
+        before = see(page, [cell + 1])[cell + 1]["count"]
+        page.locator(".jp-CodeCell .jp-InputPrompt").nth(cell).click()
+        page.keyboard.press("Shift+Enter")
+        page.locator(".jp-CodeCell .jp-InputPrompt").nth(cell + 1).click()
+        page.keyboard.press("Shift+Enter")
+        prompt = page.locator(".jp-CodeCell .jp-InputPrompt").nth(cell + 1)
+        playwright.expect(prompt).not_to_have_text(before, timeout=PATIENCE)
+        seen = see(page, [cell, cell + 1])
+        return ["".join(look["printed"]) for look in seen[cell : cell + 2]]
+
+    run_two(first - 1)  # empties the cache, and asks for the first time
+    for _ in range(2):
+        logs, facts = run_two(first)
+        assert logs.count("Finished in state Cached") == 3
+        assert facts == "['Cached', 'Cached', 'Cached']\n3 requests so far\n"
+
+    choose(page, "Kernel", "Restart Kernel and Clear Outputs of All Cells…")
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+    blank = page.locator(".jp-CodeCell .jp-InputPrompt").get_by_text("[ ]:")
+    playwright.expect(blank).to_have_count(len(stored), timeout=PATIENCE)
+    idle(page)
+    choose(page, "Run", "Run All Cells")
+    check(see(page, executed(stored)), stored)
