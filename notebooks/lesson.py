@@ -44,6 +44,7 @@ KERNEL_SETTINGS = {
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",  # never a second, temporary server
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # a task may be called without a flow
+    "PREFECT_LOGGING_COLORS": "false",  # of a script that a cell runs
 }
 SERVER_SETTINGS = KERNEL_SETTINGS | {
     # Writes in batches, over one connection to the database: without it, `rate_limit()` waits two
@@ -235,19 +236,33 @@ def go_live() -> None:
     print("From here on: https://api.github.com", "with" if _token else "without", "a token")
 
 
+SHORTER = {  # what Prefect and httpx say in too many words for the width of a cell
+    r" for url '[^']*'|(\\n|\n)For more information check: [^\s'\")]+": "",
+    r"(Task|Flow) run encountered an exception:? |Task run failed with exception: ": "",
+    r"HTTPStatusError(: |\([\"'])(Client|Server) error '([^']*)'([\"']\))?": r"\3",
+    r" will start (\d+(\.\d)?)\d* second\(s\) from now": r" in \1 seconds",
+    r"\\n": "; ",
+}
+REPEATED = r"(?s)Encountered exception during|Task run failed with exception(?!.*Retr)"
+
+
 def plain_logs() -> None:
-    """Log one line a record to the cell's output; tracebacks go to Prefect's server only."""
+    """Log a line for each record to the cell's output; tracebacks go to Prefect's server only.
+
+    A failure is told once, by the line of the state that it leads to.
+    """
     from prefect.logging.formatters import PrefectFormatter
 
     class OneLine(PrefectFormatter):
         def format(self, record):
+            if record.msg.startswith("View at"):  # the address alone just fits into a line
+                return record.getMessage()
             record = copy(record)
             record.exc_info = record.exc_text = None
             text = super().format(record)
-            # httpx repeats the address of the request, and adds one of a page about the status.
-            text = re.sub(r" for url '[^']*'", "", text)
-            text = re.sub(r"(\\n|\n)For more information check: [^\s'\"]+", "", text)
-            return re.sub(r"(\d+\.\d)\d+ second", r"\1 second", text)
+            for pattern, shorter in SHORTER.items():
+                text = re.sub(pattern, shorter, text)
+            return text
 
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(
@@ -258,6 +273,7 @@ def plain_logs() -> None:
             task_run_fmt="%(asctime)s | %(levelname)-7s | %(task_run_name)s | %(message)s",
         )
     )
+    handler.addFilter(lambda record: not re.match(REPEATED, record.getMessage()))
     logging.getLogger().handlers[:] = [handler]
 
 
@@ -352,7 +368,8 @@ def chart_requests(requests, title: str, repos: list[str] | None = None, floor=N
     logs = requests if isinstance(requests, dict) else {"": requests}
     floors = floor if isinstance(floor, dict) else dict.fromkeys(logs, floor)
     rows = [repos or log["repository"].drop_duplicates().tolist() for log in logs.values()]
-    heights = [0.6 + (0.3 * len(names) if len(names) <= 12 else 3) for names in rows]
+    row = 0.3 if len(logs) < 3 else 0.22  # inches, so that all is seen at once
+    heights = [0.6 + (row * len(names) if len(names) <= 12 else 3) for names in rows]
     longest = max((log["time"] + log["duration"]).max() for log in logs.values())
     figure, all_axes = plt.subplots(
         len(logs),
@@ -368,7 +385,7 @@ def chart_requests(requests, title: str, repos: list[str] | None = None, floor=N
         colors = failed.map({True: ORANGE, False: BLUE})
         axes.barh(y, log["duration"], left=log["time"], height=0.6, color=colors)
         following = log.groupby("repository")["time"].shift(-1)
-        for bar in log.index[failed]:
+        for bar in log.index[failed] if len(names) <= 12 else ():
             status = str(log["status"][bar] or "no answer")
             room = longest * (0.03 + 0.016 * len(status))
             label = {"va": "center", "fontsize": "small"}

@@ -42,7 +42,8 @@ def pytest_collection_modifyitems(config, items):
     """What needs no Prefect server comes first, while the server starts."""
 
     def needs_server(item):
-        return "practice_api" in getattr(item, "fixturenames", ["practice_api"])  # or is a cell
+        fixtures = getattr(item, "fixturenames", ["practice_api"])  # or it is a cell
+        return "practice_api" in fixtures or "lab" in fixtures
 
     global starting
     items.sort(key=needs_server)
