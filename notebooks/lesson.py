@@ -239,7 +239,8 @@ def go_live() -> None:
 SHORTER = {  # what Prefect and httpx say in too many words for the width of a cell
     r" for url '[^']*'|(\\n|\n)For more information check: [^\s'\")]+": "",
     r"(Task|Flow) run encountered an exception:? |Task run failed with exception: ": "",
-    r"HTTPStatusError(: |\([\"'])(Client|Server) error '([^']*)'([\"']\))?": r"\3",
+    r"HTTPStatusError\([\"'](Client|Server) error '([^']*)'[\"']\)": r"\2",
+    r"HTTPStatusError: (Client|Server) error '([^']*)'": r"\2",
     r" will start (\d+(\.\d)?)\d* second\(s\) from now": r" in \1 seconds",
     r"\\n": "; ",
 }
