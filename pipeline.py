@@ -25,6 +25,7 @@ from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import cache
 from threading import Lock, Timer
+from typing import NoReturn
 
 import httpx
 from prefect import flow, get_run_logger, task
@@ -34,6 +35,7 @@ from prefect.client.schemas.actions import (
     GlobalConcurrencyLimitCreate,
     GlobalConcurrencyLimitUpdate,
 )
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import rate_limit
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.futures import PrefectFutureList, as_completed
@@ -379,7 +381,12 @@ class Slots:
         try:
             with self.turn:
                 if not self.acquired or time.monotonic() > self.lapse:
-                    self.acquired, self.lapse = self.acquire(), time.monotonic() + 1
+                    try:
+                        self.acquired, self.lapse = self.acquire(), time.monotonic() + 1
+                    except ConcurrencySlotAcquisitionError as error:
+                        if isinstance(error.__cause__, httpx.TransportError):
+                            server_is_gone(error.__cause__)
+                        raise
                 self.acquired -= 1
         finally:
             self.waiting.pop()
@@ -413,9 +420,17 @@ def wait_for_free_slots() -> int:
                 pause(0.5 / max(limit.slot_decay_per_second, 0.5))
     except ObjectNotFound:
         return 1
-    except httpx.HTTPError as error:  # after Prefect's client has tried for a minute
-        give_up(f"Prefect's server ({PREFECT_API_URL.value()}) does not answer: {error}")
-        raise InterruptedError(_given_up.get(flow_run.id, error)) from error
+    except httpx.HTTPError as error:
+        server_is_gone(error)
+
+
+def server_is_gone(error: httpx.HTTPError) -> NoReturn:
+    """Give the flow run up: Prefect's client has tried for a minute, no worker should try again.
+
+    Raises `InterruptedError`.
+    """
+    give_up(f"Prefect's server ({PREFECT_API_URL.value()}) does not answer: {error}")
+    raise InterruptedError(_given_up.get(flow_run.id, error)) from error
 
 
 def pause(seconds: float) -> None:
