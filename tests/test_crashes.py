@@ -1,0 +1,511 @@
+"""Runs that are killed, interrupted, without Prefect's server, or many at once; real kernels.
+
+Shown is what the practice API was asked, what the cache has, and what a run said at its end.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from threading import Thread
+
+import psutil
+import pytest
+from jupyter_client.manager import start_new_kernel
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from test_lesson import STAND_IN, end_servers_in, servers_in, until
+
+import lesson
+import pipeline
+from pipeline import show_stars
+
+ROOT = Path(__file__).parents[1]
+REPOS = [f"load-test/{n}" for n in range(100)]
+SOME = REPOS[:40]
+
+# --- Runs of the script ---------------------------------------------------------------------------
+
+# To import Prefect takes seconds. A process that has done so forks for each run of the script.
+READY = """\
+import json, os, runpy, sys
+import pipeline
+from prefect.context import refresh_global_settings_context
+from prefect.logging.configuration import setup_logging
+
+for line in sys.stdin:
+    order = json.loads(line)
+    if "wait" in order:
+        print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
+    elif pid := os.fork():
+        print(pid, flush=True)
+    else:
+        os.dup2(os.open(order["out"], os.O_CREAT | os.O_WRONLY), 1)
+        os.dup2(os.open(order["err"], os.O_CREAT | os.O_WRONLY), 2)
+        os.environ.update(order["environment"])
+        refresh_global_settings_context()
+        setup_logging(incremental=False)
+        sys.argv[1:] = order["repos"]
+        runpy.run_path(pipeline.__file__, run_name="__main__")
+"""
+
+
+class Ready:
+    def __init__(self, folder):
+        self.folder, self.runs = folder, 0
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", READY],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def tell(self, **order):
+        print(json.dumps(order), file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+    def run(self, repos=REPOS, **environment):
+        """Begin a run of `python pipeline.py` with these repositories."""
+        return Run(self, repos, environment)
+
+    def end_runs(self):
+        for run in psutil.Process(self.process.pid).children():
+            run.kill()
+            self.tell(wait=run.pid)
+
+    def end(self):
+        self.process.kill()
+        self.process.communicate()
+
+
+class Run:
+    """A run of the script. Its output goes to files, so that it never waits for a reader."""
+
+    def __init__(self, ready, repos, environment):
+        self.ready = ready
+        ready.runs += 1
+        self.out, self.err = (ready.folder / f"{name}-{ready.runs}" for name in ("out", "err"))
+        self.err.touch()
+        self.pid = ready.tell(
+            out=str(self.out), err=str(self.err), repos=repos, environment=environment
+        )
+
+    def has_ended(self):
+        return psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
+
+    def until(self, condition):
+        until(lambda: condition() or self.has_ended())
+        assert not self.has_ended(), self.err.read_text()
+
+    def wait(self):
+        """Wait for the end of the run. Returns the exit code."""
+        until(self.has_ended)
+        return self.ready.tell(wait=self.pid)
+
+    def end(self, number):
+        """End it with a signal. Returns the exit code."""
+        os.kill(self.pid, number)
+        return self.wait()
+
+
+@pytest.fixture(scope="module")
+def ready_process(practice_api, tmp_path_factory):
+    ready = Ready(tmp_path_factory.mktemp("runs"))
+    yield ready
+    ready.end()
+
+
+@pytest.fixture
+def ready(ready_process):
+    yield ready_process
+    ready_process.end_runs()
+
+
+def files():
+    return sorted((lesson.HOME / "storage").glob("*"))
+
+
+def cached():
+    """The stars of the repositories in the cache, by name. What is not whole is not there."""
+    stars = {}
+    for file in files():
+        with contextlib.suppress(ValueError, KeyError):  # KeyError: an exception, kept by Prefect
+            result = json.loads(json.loads(file.read_text())["result"])
+            stars[result["full_name"]] = result["stargazers_count"]
+    return stars
+
+
+def asked(github):
+    """The repositories that were asked, in order."""
+    return github.requests["repository"].tolist()
+
+
+class Line:
+    """What leads to Prefect's server. Cut, it resets what is open and refuses the rest."""
+
+    def __init__(self):
+        self.server = ("127.0.0.1", int(lesson.server_url().rpartition(":")[2]))
+        self.port = 0
+        self.restore()
+        self.url = f"http://127.0.0.1:{self.port}/api"
+
+    def restore(self):
+        self.listener, self.ends = socket.create_server(("127.0.0.1", self.port)), []
+        self.port = self.listener.getsockname()[1]
+        Thread(target=self.accept, args=[self.listener, self.ends], daemon=True).start()
+
+    def accept(self, listener, ends):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                server = socket.create_connection(self.server)
+                ends += [client, server]
+                for pair in ((client, server), (server, client)):
+                    Thread(target=self.pass_on, args=pair, daemon=True).start()
+
+    def pass_on(self, one, other):
+        with contextlib.suppress(OSError):
+            while data := one.recv(65536):
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+
+    def cut(self):
+        for end in (self.listener, *self.ends):
+            with contextlib.suppress(OSError):  # to linger for no time makes closing a reset
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+@pytest.fixture
+def line(practice_api):
+    line = Line()
+    yield line
+    line.cut()
+
+
+def check_next_run(github, repos=REPOS):
+    """The next run has everything right, and asks only for what is not cached. Returns that."""
+    missing = set(repos) - set(cached())
+    github.reset()
+    github.latency = 0
+    stars = show_stars(repos)
+    assert list(stars) == repos
+    assert sorted(asked(github)) == sorted(missing)
+    assert cached() == stars
+    return missing
+
+
+# --- SIGKILL and Ctrl-C ---------------------------------------------------------------------------
+
+
+def test_after_each_sigkill_a_run_asks_only_for_what_is_not_cached(github, ready):
+    for moment in (1, 33, 66):
+        before = cached()
+        github.reset()
+        github.latency = 0.05
+        run = ready.run()
+        run.until(lambda moment=moment: len(files()) >= moment)
+        assert run.end(signal.SIGKILL) == -signal.SIGKILL
+        assert not set(before) & set(asked(github))
+        assert len(before) <= len(cached()) < 100
+    assert check_next_run(github)
+
+
+def test_half_a_result_counts_as_missing(github):
+    repos = REPOS[:30]
+    show_stars(repos)
+    for n, file in enumerate(files()[:-5]):  # 25 lengths, from none to all but one byte
+        whole = file.read_bytes()
+        file.write_bytes(whole[: (len(whole) - 1) * n // 24])
+    files()[-5].write_bytes(bytes(5000))  # as a power failure may leave it
+    assert len(check_next_run(github, repos)) == 26
+
+
+def check_interrupted(run):
+    said = run.err.read_text()
+    assert said.count(pipeline.INTERRUPTED) == 1
+    assert "Traceback" not in said
+    for file in files():
+        json.loads(file.read_text())
+
+
+def test_ctrl_c_while_a_worker_waits_for_github(github, ready):
+    github.fail(REPOS[0], status=429, headers={"retry-after": 110})
+    run = ready.run(SOME)
+    run.until(lambda: "GitHub asks to wait" in run.err.read_text())
+    assert run.end(signal.SIGINT) == 130
+    check_interrupted(run)
+    assert REPOS[0] in check_next_run(github, SOME)
+
+
+def test_ctrl_c_while_workers_wait_for_a_slot(github, ready):
+    lesson.new_limit("github-api", 5, 1e-9)
+    run = ready.run(SOME)
+    run.until(lambda: len(cached()) == 5)
+    assert run.end(signal.SIGINT) == 130
+    check_interrupted(run)
+    lesson.new_limit("github-api", 5000, 5000 / 3600)
+    assert len(check_next_run(github, SOME)) == 35
+
+
+# --- Prefect's server -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slots", [200, 20])  # more than enough, and too few
+def test_a_prefect_server_gone_for_good_is_an_error_and_no_hang(github, ready, line, slots):
+    github.latency = 0.05
+    lesson.new_limit("github-api", slots, 1e-9)
+    run = ready.run(PREFECT_API_URL=line.url, PREFECT_CLIENT_MAX_RETRIES="0")
+    run.until(lambda: len(cached()) >= 10)
+    line.cut()
+    assert run.wait() == 3
+    said = run.err.read_text()
+    assert said.count(f"The Prefect server ({line.url}) failed: ") == 1
+    assert "Traceback" not in said
+    printed = [line.partition(":")[0] for line in run.out.read_text().splitlines()]
+    assert 10 <= len(printed) < 100
+    assert sorted(printed) == sorted(cached())
+
+
+def test_a_prefect_server_away_for_a_while_loses_nothing(github, ready, line):
+    github.latency = 0.05
+    lesson.new_limit("github-api", 200, 1e-9)  # so few that they are acquired 16 at a time
+    run = ready.run(SOME, PREFECT_API_URL=line.url, PREFECT_LOGGING_LEVEL="DEBUG")
+    run.until(lambda: len(cached()) >= 10)
+    line.cut()
+    run.until(lambda: "Another attempt will be made in" in run.err.read_text())
+    line.restore()
+    assert run.wait() == 0
+    assert len(run.out.read_text().splitlines()) == len(cached()) == 40
+    assert sorted(asked(github)) == sorted(SOME)
+    name = re.search("Flow run '(.+?)' - Finished in state Completed", run.err.read_text())[1]
+    with get_client(sync_client=True) as client:
+        by_name = FlowRunFilter(name={"any_": [name]})
+        (flow_run,) = client.read_flow_runs(flow_run_filter=by_name)
+    assert flow_run.state.is_completed()
+    assert set(lesson.task_states(flow_run.state, count=80).values()) == {"Completed"}
+
+
+# --- Many processes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_the_limit(github, ready, count):
+    limit, decay = 8, 4
+    lesson.new_limit("github-api", limit, decay)
+    repos = [f"load-test/{n}" for n in range(16)]
+    runs = [ready.run(repos[n::count]) for n in range(count)]
+    assert [run.wait() for run in runs] == [0] * count
+    assert sorted(asked(github)) == sorted(repos)
+    times = github.requests["time"].tolist()
+    for first, begin in enumerate(times):
+        for last, end in enumerate(times[first:], first):
+            assert last - first + 1 <= limit + decay * (end - begin)
+
+
+def test_four_processes_run_the_same_at_once(github, ready):
+    repos = REPOS[:24]
+    github.latency = 0.3
+    runs = [ready.run(repos) for _ in range(4)]
+    for run in runs:
+        assert run.wait() == 0
+        stars = cached()
+        assert run.out.read_text().splitlines() == [
+            f"{repo}: {stars[repo]} stars" for repo in repos
+        ]
+        assert "Traceback" not in run.err.read_text()
+        assert "database is locked" not in run.err.read_text() + lesson.SERVER_LOG.read_text()
+    assert len(asked(github)) > 24  # they did run at the same time
+    assert len(files()) == len(cached()) == 24
+
+
+# --- Kernels --------------------------------------------------------------------------------------
+
+
+def stand_in(folder):
+    """The path of a stand-in for Python, which is up at once as Prefect's server."""
+    python = folder / "python"
+    python.write_text(textwrap.dedent(STAND_IN).format(python=sys.executable))
+    python.chmod(0o755)
+    return str(python)
+
+
+SET_UP = "import lesson\n\ngithub = lesson.start()"
+REPOSITORIES = "from pipeline import show_stars\nrepos = [f'load-test/{n}' for n in range(40)]\n"
+
+
+class Kernel:
+    def __init__(self, stack, **environment):
+        self.manager, self.client = start_new_kernel(
+            cwd=ROOT / "notebooks", env=os.environ | environment
+        )
+        stack.callback(self.manager.shutdown_kernel, now=True)
+        stack.callback(self.client.stop_channels)
+        port = lesson.free_port((0,))  # nobody else's, so that it is the same after a restart
+        self.set_up = f"import lesson\nlesson.PRACTICE_PORTS = ({port}, 0)\n{SET_UP}"
+
+    def begin(self, code):
+        self.cell, self.said = self.client.execute(code), ""
+
+    def hear(self, message):
+        """Read what the cell says until it contains the message."""
+        while message not in self.said:
+            heard = self.client.get_iopub_msg(timeout=60)
+            if heard["parent_header"].get("msg_id") == self.cell:
+                content = heard["content"]
+                self.said += content.get("text", "") + content.get("execution_state", "")
+
+    def end(self):
+        """The reply to the cell, at its end."""
+        while True:
+            reply = self.client.get_shell_msg(timeout=60)
+            if reply["parent_header"].get("msg_id") == self.cell:
+                self.hear("idle")
+                return reply["content"]
+
+    def run(self, code):
+        """Run a cell, and return what it printed."""
+        self.begin(code)
+        reply = self.end()
+        assert reply["status"] == "ok", reply
+        return self.said.removeprefix("busy").removesuffix("idle")
+
+    def interrupt(self):
+        self.manager.interrupt_kernel()
+        assert self.end()["ename"] == "KeyboardInterrupt"
+
+    def restart(self):
+        self.manager.restart_kernel(now=True)
+        self.client.wait_for_ready(timeout=60)
+
+
+def test_the_life_of_two_kernels(github):
+    (server,) = servers_in(lesson.HOME)
+    with contextlib.ExitStack() as stack:
+        one, _ = kernels = Kernel(stack), Kernel(stack)
+        for kernel in kernels:
+            kernel.begin(kernel.set_up)
+        assert [kernel.end()["status"] for kernel in kernels] == ["ok", "ok"]
+        for kernel in kernels:
+            assert f"Prefect dashboard  {lesson.server_url()}\n" in kernel.said
+            assert "Starting" not in kernel.said
+
+        # The set-up cell once more: nothing changes.
+        before = one.run(
+            "print('Prefect dashboard ', lesson.server_url())\n"
+            "print('Practice API      ', github.url)\nbefore = github"
+        )
+        assert one.run(f"{SET_UP}\nassert github is before") == before
+
+        # Interrupted while a worker waits for GitHub, and while workers wait for a slot.
+        one.run(f"{REPOSITORIES}github.fail(repos[0], status=429, headers={{'retry-after': 110}})")
+        one.begin("show_stars(repos[:20])")
+        one.hear("GitHub asks to wait")
+        one.interrupt()
+        have = len(cached())
+        one.run("lesson.new_limit('github-api', 5, 1e-9)")
+        one.begin("show_stars(repos)")
+        until(lambda: len(cached()) == have + 5)
+        one.interrupt()
+        assert one.run("print(1 + 1)") == "2\n"
+        assert servers_in(lesson.HOME) == [server]
+
+        # Restarted: the server is the same, and what was fetched is cached.
+        one.restart()
+        assert one.run(one.set_up) == before
+        have = len(cached())
+        assert 5 <= have < 40
+        one.run(f"{REPOSITORIES}assert list(show_stars(repos)) == repos")
+        assert one.run("print(len(github.requests))") == f"{40 - have}\n"
+        assert servers_in(lesson.HOME) == [server]
+
+
+def test_a_server_outlives_the_kernel_that_started_it(tmp_path):
+    python, home = stand_in(tmp_path), tmp_path / "home"
+    with contextlib.ExitStack() as stack:
+        kernel = Kernel(stack, LESSONS_HOME=str(home))
+        stack.callback(end_servers_in, home)
+        kernel.run(
+            f"import sys, time\nimport lesson\nsys.executable, lesson.PORTS = {python!r}, (0,)\n"
+            "url = lesson.start_server()"
+        )
+        (server,) = servers_in(home)
+        kernel.begin("print('waiting')\ntime.sleep(600)")
+        kernel.hear("waiting")
+        kernel.interrupt()
+        assert kernel.run("print(lesson.start_server() == url)") == "True\n"
+        kernel.restart()
+        assert servers_in(home) == [server]
+
+
+# --- Nothing is left behind -----------------------------------------------------------------------
+
+A_TEST = """\
+    import os, signal, sys, tempfile
+    import lesson
+
+    sys.executable, lesson.PORTS = {python!r}, (0,)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+
+    def test_it():
+        print(lesson.start_server())
+        {end}
+"""
+
+
+def processes_with(folder):
+    """The processes whose temporary folder it is."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("TMPDIR") == str(folder):
+                found.append(process)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("pass", pytest.ExitCode.OK),
+        ("assert False", pytest.ExitCode.TESTS_FAILED),
+        ("os.kill(os.getpid(), signal.SIGINT)", pytest.ExitCode.INTERRUPTED),
+        ("os.kill(os.getpid(), signal.SIGTERM)", pytest.ExitCode.INTERRUPTED),
+    ],
+)
+def test_no_process_is_left_when_the_tests_end(tmp_path, end, code):
+    shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
+    test = textwrap.dedent(A_TEST).format(python=stand_in(tmp_path), end=end)
+    (tmp_path / "test_it.py").write_text(test)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env=os.environ
+        | {
+            "TMPDIR": str(temporary),
+            "PYTHONPATH": str(ROOT / "notebooks"),
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    left = processes_with(temporary)
+    for process in left:
+        process.kill()
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Starting the Prefect server" in done.stdout
+    assert left == []
+    assert list(temporary.iterdir()) == []
