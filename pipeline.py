@@ -530,7 +530,7 @@ server, 130 interrupted
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         return 130
-    except (httpx.HTTPError, RuntimeError) as error:  # those of the flow itself are in its state
+    except (httpx.HTTPError, RuntimeError, ValueError) as error:  # the flow's own are in its state
         server = PREFECT_API_URL.value() or "a temporary one"
         print(f"The Prefect server ({server}) failed: {error}", file=sys.stderr)
         return 3

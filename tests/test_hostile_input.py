@@ -88,7 +88,8 @@ def paths(monkeypatch):
     return seen
 
 
-def test_good_names_at_the_edges_are_asked_as_they_are(paths):
+def test_good_names_at_the_edges_are_asked_as_they_are(paths, monkeypatch):
+    monkeypatch.setenv("GITHUB_API_URL", "http://127.0.0.1:9")
     assert pipeline.check_names(GOOD_NAMES) == GOOD_NAMES
     for name in GOOD_NAMES:
         pipeline.fetch_stats.fn(name)

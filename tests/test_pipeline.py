@@ -445,7 +445,14 @@ def test_script_refuses_bad_names_and_addresses():
     assert done.stderr.endswith("GITHUB_API_URL is not an http(s) address: 'nonsense'\n")
 
 
-def test_script_where_the_api_cannot_be_reached():
+def test_script_without_any_prefect_server():
+    done = script(PREFECT_API_URL="", PREFECT_SERVER_ALLOW_EPHEMERAL_MODE="false")
+    assert done.returncode == 3
+    assert re.search(r"The Prefect server \(.*\) failed: No Prefect API URL", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_script_where_the_api_cannot_be_reached(github):
     done = script("no/answer", GITHUB_API_URL="http://127.0.0.1:9")
     assert done.returncode == 1
     assert re.search(
