@@ -266,7 +266,7 @@ def compare(folder: Path, repeat: int, chart: Path | None) -> None:
         for turn in range(repeat):
             for count in SIZES:
                 for contender in CONTENDERS:
-                    if count > LONG[contender] or count == SIZES[-1] and turn:
+                    if count > LONG[contender] or (count == SIZES[-1] and turn):
                         continue  # it would take minutes
                     measured[contender, count].append(run(contender, count))
             for contender in OURS, TUTORIAL:
