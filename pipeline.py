@@ -50,7 +50,6 @@ from prefect.settings import (
 from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
-from prefect.utilities.annotations import quote
 from rich.console import Console
 from rich.progress import track
 
@@ -177,8 +176,7 @@ def show_stars(github_repos: list[str]) -> dict[str, int]:
     futures = follow(resilient_fetch_stats.map(repos), "fetch_stats")
     states = {repo: future.state for repo, future in zip(repos, futures, strict=True)}
     fetched = {repo: state.result() for repo, state in states.items() if state.is_completed()}
-    answers = [quote(stats) for stats in fetched.values()]  # not to be searched for futures
-    counts = follow(get_stars.map(answers), "get_stars").result()
+    counts = follow(get_stars.map(list(fetched.values())), "get_stars").result()
     stars = dict(zip(fetched, counts, strict=True))
 
     for repo, count in stars.items():
