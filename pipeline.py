@@ -18,7 +18,7 @@ import re
 import signal
 import sys
 import time
-from collections import defaultdict, deque
+from collections import UserDict, defaultdict, deque
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -176,7 +176,8 @@ def show_stars(github_repos: list[str]) -> dict[str, int]:
     futures = follow(resilient_fetch_stats.map(repos), "fetch_stats")
     states = {repo: future.state for repo, future in zip(repos, futures, strict=True)}
     fetched = {repo: state.result() for repo, state in states.items() if state.is_completed()}
-    counts = follow(get_stars.map(list(fetched.values())), "get_stars").result()
+    answers = [UserDict(stats) for stats in fetched.values()]  # no dict to search for futures
+    counts = follow(get_stars.map(answers), "get_stars").result()
     stars = dict(zip(fetched, counts, strict=True))
 
     for repo, count in stars.items():
