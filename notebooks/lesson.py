@@ -480,5 +480,7 @@ else:
     os.environ.update(isolated(KERNEL_SETTINGS))
     for name in set(os.environ) - set(isolated(KERNEL_SETTINGS)):
         del os.environ[name]
+    # Dask's scheduler would tell of each connection, some time later, in whichever cell then runs.
+    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "error")
     for name in ("NO_PROXY", "no_proxy"):  # nor is a proxy asked for addresses of this machine
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
