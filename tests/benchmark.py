@@ -274,6 +274,7 @@ def compare(folder: Path, repeat: int, chart: Path | None) -> None:
         firsts, again = defaultdict(list), []
         for _ in range(2 * repeat):
             env = environment(tuned, str(lesson.HOME))
+            python("-c", LIMIT, env=env)
             for name, code in FIRST.items():
                 begin = time.perf_counter()
                 python("-c", code, env=env)
@@ -285,9 +286,17 @@ def compare(folder: Path, repeat: int, chart: Path | None) -> None:
 
 
 LIMIT = f"""
+from contextlib import suppress
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.exceptions import ObjectNotFound
 with get_client(sync_client=True) as client:
-    client.upsert_global_concurrency_limit_by_name("github-api", {NEVER_BINDS}, 1)
+    with suppress(ObjectNotFound):  # a new one has all its slots free
+        client.delete_global_concurrency_limit_by_name("github-api")
+    limit = GlobalConcurrencyLimitCreate(
+        name="github-api", limit={NEVER_BINDS}, slot_decay_per_second=1
+    )
+    client.create_global_concurrency_limit(limit)
 """
 
 
