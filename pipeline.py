@@ -52,6 +52,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 from rich.console import Console
 from rich.progress import track
+from rich.theme import Theme
 
 REPOS = ["PrefectHQ/prefect", "pydantic/pydantic", "huggingface/transformers"]
 MAX_WORKERS = 16  # threads of the flow, and connections to the API
@@ -462,6 +463,7 @@ def follow(futures: PrefectFutureList, title: str) -> PrefectFutureList:
 
         finished = zip(ProgressBar(len(futures)), finished, strict=False)
     elif len(futures) >= MANY and console.is_terminal:
+        console.push_theme(Theme())  # Prefect's own knows no colors for a bar
         finished = track(finished, title, len(futures), console=console)
     try:
         for _ in finished:
