@@ -1,6 +1,7 @@
 """`pipeline.py` against the practice API over real HTTP, and a real Prefect server."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import time
 from datetime import datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
 from pathlib import Path
 from threading import Lock, Thread
 
@@ -17,6 +19,8 @@ import httpx
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import rate_limit
+from rich.console import Console
+from rich.theme import Theme
 
 import lesson
 import pipeline
@@ -217,6 +221,17 @@ def test_who_waits_for_a_slot_stops_when_the_run_is_interrupted(github, monkeypa
     with pytest.raises(KeyboardInterrupt):
         show_stars(REPOS)
     assert github.requests.empty
+
+
+def test_many_repositories_have_a_progress_bar_in_a_terminal(github, monkeypatch):
+    screen = StringIO()
+    handler = logging.getLogger().handlers[0]
+    bare = Theme(inherit=False)  # like that of Prefect's console, it has no styles for a bar
+    console = Console(file=screen, force_terminal=True, theme=bare)
+    monkeypatch.setattr(handler, "console", console, raising=False)
+    monkeypatch.setattr(pipeline, "MANY", 3)
+    assert show_stars(REPOS) == STARS
+    assert screen.getvalue().count("100%") == 2
 
 
 def test_a_wait_of_an_hour_is_an_error_that_names_the_time(github):
