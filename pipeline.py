@@ -205,15 +205,19 @@ def github() -> httpx.Client:
 
 def api_url() -> str:
     """The API's address: `GITHUB_API_URL`, or GitHub itself."""
-    text = os.environ.get("GITHUB_API_URL") or "https://api.github.com"
+    return _checked(os.environ.get("GITHUB_API_URL") or "https://api.github.com")
+
+
+@cache
+def _checked(address: str) -> str:
     try:
-        url = httpx.URL(text)
+        url = httpx.URL(address)
         usable = url.scheme in ("http", "https") and re.fullmatch(r"[\w.:-]+", url.host)
     except (httpx.InvalidURL, ValueError):
         usable = False
     if not usable:
-        raise ValueError(f"GITHUB_API_URL is not an http(s) address: {text!r}")
-    return text.rstrip("/")
+        raise ValueError(f"GITHUB_API_URL is not an http(s) address: {address!r}")
+    return address.rstrip("/")
 
 
 def token() -> str:
@@ -364,7 +368,8 @@ class Slots:
     """A flow run's slots of the global limit, acquired by one worker for all that wait.
 
     Each would otherwise be a request of its own to Prefect's server, one after another. Of a limit
-    with plenty of slots it takes a hundredth ahead; what is not used within a second lapses.
+    with plenty of slots it acquires some ahead: as many as were used so far, at most a hundredth of
+    what is free. What is not used within a second lapses.
     """
 
     def __init__(self):
@@ -372,6 +377,7 @@ class Slots:
         self.waiting = deque()  # an entry for each worker that wants a slot
         self.acquired, self.lapse = 0, 0.0  # slots not yet used, and the time when they lapse
         self.free = 0  # slots seen at the server and not yet acquired
+        self.used = 0
 
     def take(self) -> None:
         """Wait for a slot, and use it up.
@@ -385,11 +391,14 @@ class Slots:
                 if not self.acquired or time.monotonic() > self.lapse:
                     try:
                         self.acquired, self.lapse = self.acquire(), time.monotonic() + 1
+                    except httpx.HTTPError as error:
+                        server_is_gone(error)
                     except ConcurrencySlotAcquisitionError as error:
-                        if isinstance(error.__cause__, httpx.TransportError):
+                        if isinstance(error.__cause__, httpx.HTTPError):
                             server_is_gone(error.__cause__)
                         raise
                 self.acquired -= 1
+                self.used += 1
         finally:
             self.waiting.pop()
 
@@ -398,7 +407,8 @@ class Slots:
         pause(0.01)  # others are on their way
         if self.free < MAX_WORKERS:
             self.free = wait_for_free_slots()
-        count = min(max(len(self.waiting), self.free // 100), self.free)
+        ahead = min(self.used, self.free // 100)
+        count = min(max(len(self.waiting), ahead), self.free)
         self.free -= count
         rate_limit(LIMIT, occupy=count, strict=True)  # strict: a missing limit is an error
         return count
@@ -422,8 +432,6 @@ def wait_for_free_slots() -> int:
                 pause(0.5 / max(limit.slot_decay_per_second, 0.5))
     except ObjectNotFound:
         return 1
-    except httpx.HTTPError as error:
-        server_is_gone(error)
 
 
 def server_is_gone(error: httpx.HTTPError) -> NoReturn:
@@ -463,11 +471,11 @@ def follow(futures: PrefectFutureList, title: str) -> PrefectFutureList:
 
         finished = zip(ProgressBar(len(futures)), finished, strict=False)
     elif len(futures) >= MANY and console.is_terminal:
-        console.push_theme(Theme())  # Prefect's own knows no colors for a bar
         finished = track(finished, title, len(futures), console=console)
     try:
-        for _ in finished:
-            pass
+        with console.use_theme(Theme()):  # Prefect's own knows no colors for a bar
+            for _ in finished:
+                pass
         futures.wait()  # a future knows its final state only when it was asked
     except KeyboardInterrupt:
         give_up("interrupted")

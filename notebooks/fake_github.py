@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import csv
 import hashlib
 import json
 import math
@@ -39,17 +40,20 @@ from email.utils import format_datetime
 from http.client import responses
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 from urllib.parse import unquote
 
-import pandas as pd
 import uvicorn
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+if TYPE_CHECKING:  # it takes longer to import than all the rest, so only for a table
+    import pandas as pd
+
 HOST = "127.0.0.1"
+FIGURES = Path(__file__).with_name("star_counts.csv")
 TOKEN_RATE_LIMIT = 5000  # requests per window for each token
 RENAMED = {"tiangolo/fastapi": "fastapi/fastapi", "samuelcolvin/pydantic": "pydantic/pydantic"}
 REAL_IDS = {"fastapi/fastapi": 160919119}
@@ -126,8 +130,11 @@ class FakeGitHub:
         self._url = ""
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
-        self._figures = pd.read_csv(Path(__file__).with_name("star_counts.csv"), encoding="utf-8")
-        records = self._figures.to_dict("records")
+        with FIGURES.open(encoding="utf-8", newline="") as file:
+            records = [
+                row | {key: int(row[key]) for key in ("stargazers_count", "forks_count")}
+                for row in csv.DictReader(file)
+            ]
         self._records = {record["full_name"].lower(): record for record in records}
         self._records |= {f"/repositories/{_id(r['full_name'])}": r for r in records}
         self._lock = threading.Lock()  # guards the three below
@@ -201,7 +208,9 @@ class FakeGitHub:
     @property
     def repositories(self) -> pd.DataFrame:
         """The real figures: full_name, stargazers_count, forks_count, language, as_of."""
-        return self._figures.copy()
+        import pandas as pd
+
+        return pd.read_csv(FIGURES, encoding="utf-8")
 
     @property
     def requests(self) -> pd.DataFrame:
@@ -214,6 +223,8 @@ class FakeGitHub:
         duration: seconds from arrival to the end of the answer (to now if under way).
         remaining: what the rate limit has left after this request.
         """
+        import pandas as pd
+
         dtypes = {
             "time": "float64",
             "repository": "str",

@@ -140,11 +140,21 @@ def stop_server() -> bool:
         return False
     finally:
         ADDRESS.unlink(missing_ok=True)
-    for process in family:
+    for process in filter(is_alive, family):
         process.terminate()
-    for process in psutil.wait_procs(family, timeout=10)[1]:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and any(map(is_alive, family)):
+        time.sleep(0.05)
+    for process in filter(is_alive, family):
         process.kill()
     return True
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it still runs. One that has ended is kept by the kernel that started it."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 @contextmanager
@@ -188,7 +198,6 @@ def start():
     """
     global _github
     api_url = os.environ["PREFECT_API_URL"] = f"{start_server()}/api"
-    import matplotlib as mpl
     import prefect.context
     import prefect.main  # sets up Prefect's logging, which comes before ours
     from prefect.exceptions import ObjectAlreadyExists
@@ -196,7 +205,6 @@ def start():
 
     from fake_github import FakeGitHub
 
-    mpl.rcParams.update(CHART_STYLE)
     if get_current_settings().api.url != api_url:  # imported before this module, or it moved
         prefect.context.refresh_global_settings_context()
     # Each flow run would end with a wait of up to a second for the thread of its heartbeat, by
@@ -335,14 +343,6 @@ def clear_cache() -> None:
 # --- Charts ---------------------------------------------------------------------------------------
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # told apart by colour-blind readers too
-CHART_STYLE = {
-    "font.size": 12,
-    "figure.titleweight": "bold",
-    "figure.constrained_layout.use": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
 
 
 def show_code(*functions) -> None:

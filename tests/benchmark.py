@@ -184,6 +184,7 @@ def measure(contender: str, count: int) -> dict[str, float]:
 FIRST = {
     "import prefect, and an empty flow": """
 import prefect
+prefect.settings.get_current_settings().flows.heartbeat_frequency = None
 prefect.flow(lambda: None, name="nothing")()
 """,
     "set-up cell, and three repositories": """
@@ -286,17 +287,11 @@ def compare(folder: Path, repeat: int, chart: Path | None) -> None:
 
 
 LIMIT = f"""
-from contextlib import suppress
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
-from prefect.exceptions import ObjectNotFound
-with get_client(sync_client=True) as client:
-    with suppress(ObjectNotFound):  # a new one has all its slots free
-        client.delete_global_concurrency_limit_by_name("github-api")
-    limit = GlobalConcurrencyLimitCreate(
-        name="github-api", limit={NEVER_BINDS}, slot_decay_per_second=1
-    )
-    client.create_global_concurrency_limit(limit)
+import os
+url = os.environ["PREFECT_API_URL"]
+import lesson  # drops all settings of Prefect
+os.environ["PREFECT_API_URL"] = url
+lesson.new_limit("github-api", {NEVER_BINDS}, 1)  # with all its slots free
 """
 
 
@@ -401,9 +396,9 @@ def report(measured: dict, firsts: dict[str, float], again: list[float]) -> None
 def draw(measured: dict, file: Path) -> None:
     import matplotlib.pyplot as plt
 
-    from lesson import BLUE, CHART_STYLE, GREY, ORANGE
+    from lesson import BLUE, GREY, ORANGE
 
-    plt.rcParams.update(CHART_STYLE)
+    plt.style.use(ROOT / "notebooks" / "matplotlibrc")
     figure, axes = plt.subplots(figsize=(8, 4.5))
     lines = {
         TUTORIAL + NO_LIMIT: (ORANGE, "-"),

@@ -452,15 +452,27 @@ def test_a_server_outlives_the_kernel_that_started_it(tmp_path):
 # --- Nothing is left behind -----------------------------------------------------------------------
 
 A_TEST = """\
-    import os, signal, sys, tempfile
+    import os, signal, sys, time
+    from pathlib import Path
     import lesson
 
-    sys.executable, lesson.PORTS = {python!r}, (0,)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+    lesson.PORTS = (0,)
 
-    def test_it():
-        print(lesson.start_server())
+    def end(signal):
+        os.kill(os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid(), signal)
+        time.sleep(60)
+
+    def test_it(monkeypatch):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", {python!r})
+            Path(__file__).with_name("url").write_text(lesson.start_server())
         {end}
+"""
+PYTEST = """\
+import signal, sys
+import pytest
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+sys.exit(pytest.main())
 """
 
 
@@ -475,29 +487,36 @@ def processes_with(folder):
 
 
 @pytest.mark.parametrize(
-    ("end", "code"),
+    ("workers", "end", "code"),
     [
-        ("pass", pytest.ExitCode.OK),
-        ("assert False", pytest.ExitCode.TESTS_FAILED),
-        ("os.kill(os.getpid(), signal.SIGINT)", pytest.ExitCode.INTERRUPTED),
-        ("os.kill(os.getpid(), signal.SIGTERM)", pytest.ExitCode.INTERRUPTED),
+        (0, "pass", pytest.ExitCode.OK),
+        (0, "assert False", pytest.ExitCode.TESTS_FAILED),
+        (0, "end(signal.SIGINT)", pytest.ExitCode.INTERRUPTED),
+        (0, "end(signal.SIGTERM)", pytest.ExitCode.INTERRUPTED),
+        (2, "assert False", pytest.ExitCode.TESTS_FAILED),
+        (2, "end(signal.SIGTERM)", pytest.ExitCode.INTERRUPTED),
     ],
 )
-def test_no_process_is_left_when_the_tests_end(tmp_path, end, code):
-    shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
+def test_no_process_is_left_when_the_tests_end(tmp_path, workers, end, code):
+    shutil.copy(ROOT / "conftest.py", tmp_path)
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
     test = textwrap.dedent(A_TEST).format(python=stand_in(tmp_path), end=end)
     (tmp_path / "test_it.py").write_text(test)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
+    environment = os.environ | {
+        "TMPDIR": str(temporary),
+        "PYTHONPATH": str(ROOT / "notebooks"),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTEST_PLUGINS": "xdist",
+        "PYTEST_ADDOPTS": f"-n {workers} -p no:cacheprovider",
+    }
+    for name in [name for name in environment if name.startswith("PYTEST_XDIST")]:
+        del environment[name]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider"],
+        [sys.executable, "-c", PYTEST],
         cwd=tmp_path,
-        env=os.environ
-        | {
-            "TMPDIR": str(temporary),
-            "PYTHONPATH": str(ROOT / "notebooks"),
-            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        },
+        env=environment,
         capture_output=True,
         text=True,
         timeout=60,
@@ -506,6 +525,6 @@ def test_no_process_is_left_when_the_tests_end(tmp_path, end, code):
     for process in left:
         process.kill()
     assert done.returncode == code, done.stdout + done.stderr
-    assert "Starting the Prefect server" in done.stdout
+    assert (tmp_path / "url").read_text().startswith("http://127.0.0.1:")
     assert left == []
-    assert list(temporary.iterdir()) == []
+    assert list(temporary.glob("lessons-*")) == []

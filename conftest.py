@@ -1,0 +1,84 @@
+"""A Prefect server with a fresh home for each worker of pytest-xdist, and one practice API.
+
+Kernels that nbval starts inherit the environment, so a worker's notebooks use the worker's server.
+"""
+
+import atexit
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+LESSON = Path(__file__).with_name("notebooks") / "lesson.py"
+starting = None  # the process that starts the Prefect server
+
+
+def pytest_configure(config):
+    # Whoever ends the run with a signal gets the servers ended with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if worker := getattr(config, "workerinput", None):
+        home = Path(os.environ["LESSONS_HOME"], worker["workerid"])
+        home.mkdir()
+    else:
+        home = Path(tempfile.mkdtemp(prefix="lessons-"))
+        atexit.register(clean_up, home)  # before Prefect is imported: after it sent its last logs
+    # Before `lesson` is imported, which replaces all PREFECT_* too.
+    os.environ["LESSONS_HOME"] = str(home)
+    os.environ["IPYTHONDIR"] = str(home / "ipython")  # nor anything else of the user's own
+    for name in ("GITHUB_TOKEN", "GITHUB_API_URL"):  # GitHub's runners set them: never go live
+        os.environ.pop(name, None)
+
+
+def clean_up(home):
+    """The workers are gone by now, in whatever way they ended."""
+    for address in home.rglob("server.json"):
+        environment = os.environ | {"LESSONS_HOME": str(address.parent)}
+        subprocess.run([sys.executable, LESSON, "stop"], env=environment, stdout=subprocess.DEVNULL)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def needs_server(item):
+    fixtures = getattr(item, "fixturenames", ["practice_api"])  # or it is a cell
+    return "practice_api" in fixtures or "lab" in fixtures
+
+
+def pytest_collection_modifyitems(items):
+    """What needs no Prefect server comes first, while the server starts."""
+    items.sort(key=needs_server)
+
+
+def pytest_runtest_setup(item):
+    global starting
+    if not starting and any(map(needs_server, item.session.items)):
+        command = [sys.executable, "-c", "import lesson; lesson.start_server()"]
+        starting = subprocess.Popen(command, cwd=LESSON.parent, stdout=subprocess.DEVNULL)
+
+
+def pytest_unconfigure():
+    if starting:
+        starting.terminate()
+        starting.wait()
+
+
+@pytest.fixture(scope="session")
+def practice_api():
+    import lesson
+
+    return lesson.start()
+
+
+@pytest.fixture
+def github(practice_api):
+    """The practice API as new, no cached results, and a `github-api` limit that does not bind."""
+    import lesson
+
+    practice_api.reset()
+    practice_api.latency = 0
+    lesson.clear_cache()
+    lesson.new_limit("github-api", 5000, 5000 / 3600)
+    return practice_api
