@@ -48,7 +48,8 @@ def needs_server(item):
 
 
 def pytest_collection_modifyitems(items):
-    """What needs no Prefect server comes first, while the server starts."""
+    """What needs no Prefect server comes first, while the server starts; short lessons last."""
+    items.sort(key=lambda item: item.path.name, reverse=True)
     items.sort(key=needs_server)
 
 

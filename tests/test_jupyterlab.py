@@ -34,7 +34,10 @@ SETTINGS = {
 }
 
 executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-pytestmark = pytest.mark.skipif(not executable, reason=f"no browser, none of {BROWSERS}")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not executable, reason=f"no browser, none of {BROWSERS}"),
+]
 
 # What a reader sees of each code cell.
 LOOK = """cells => cells.map(cell => {

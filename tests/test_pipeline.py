@@ -418,8 +418,12 @@ def test_an_odd_token_is_refused_without_being_told(github, monkeypatch):
 
 
 def script(*arguments, **environment):
+    return python(ROOT / "pipeline.py", *arguments, **environment)
+
+
+def python(*arguments, **environment):
     return subprocess.run(
-        [sys.executable, ROOT / "pipeline.py", *arguments],
+        [sys.executable, *arguments],
         env=os.environ | environment,
         cwd=lesson.HOME,
         capture_output=True,
@@ -468,7 +472,13 @@ def test_script_without_any_prefect_server():
 
 
 def test_script_where_the_api_cannot_be_reached(github):
-    done = script("no/answer", GITHUB_API_URL="http://127.0.0.1:9")
+    at_once = "pipeline.resilient_fetch_stats.retry_delay_seconds = 0"
+    done = python(
+        "-c",
+        f"import sys, pipeline; {at_once}; sys.exit(pipeline.main())",
+        "no/answer",
+        GITHUB_API_URL="http://127.0.0.1:9",
+    )
     assert done.returncode == 1
     assert re.search(
         r"no/answer: http://127.0.0.1:9 could not be reached \(.+\); "
