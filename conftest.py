@@ -56,7 +56,9 @@ def pytest_collection_modifyitems(items):
 def pytest_runtest_setup(item):
     global starting
     if not starting and any(map(needs_server, item.session.items)):
-        command = [sys.executable, "-c", "import lesson; lesson.start_server()"]
+        # Any free port: the workers would choose the same one at the same moment.
+        start = "import lesson; lesson.PORTS = (0,); lesson.start_server()"
+        command = [sys.executable, "-c", start]
         starting = subprocess.Popen(command, cwd=LESSON.parent, stdout=subprocess.DEVNULL)
 
 

@@ -1,6 +1,5 @@
 """Every lesson in JupyterLab itself, in a browser without a window, the way a reader runs it."""
 
-import configparser
 import json
 import os
 import re
@@ -16,6 +15,7 @@ import httpx
 import nbformat
 import psutil
 import pytest
+from nbval.plugin import get_sanitize_patterns
 
 import lesson
 
@@ -158,11 +158,9 @@ def see(page, cells):
 
 
 def sanitized(text):
-    rules = configparser.ConfigParser(interpolation=None)
-    rules.read(ROOT / "tests" / "sanitize.cfg")
-    for rule in rules.values():
-        if "regex" in rule:
-            text = re.sub(rule["regex"], rule["replace"], text)
+    rules = (ROOT / "tests" / "sanitize.cfg").read_text()
+    for regex, replace in get_sanitize_patterns(rules):
+        text = re.sub(regex, replace, text)
     return text.strip()
 
 
