@@ -215,7 +215,7 @@ def test_who_waits_for_a_slot_stops_when_the_run_is_interrupted(github, monkeypa
         raise KeyboardInterrupt
         yield
 
-    lesson.new_limit("github-api", 1, 1)
+    lesson.new_limit("github-api", 1, 1e-9)
     rate_limit("github-api")
     monkeypatch.setattr(pipeline, "as_completed", interrupted)
     with pytest.raises(KeyboardInterrupt):
