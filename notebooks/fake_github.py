@@ -154,6 +154,7 @@ class FakeGitHub:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, self._port))
+            listener.listen()  # two may bind the same port at the same moment, but not listen
         except OSError as error:
             listener.close()
             raise OSError(

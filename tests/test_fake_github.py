@@ -933,6 +933,22 @@ def test_taken_port(github):
         _ = second.url
 
 
+def test_port_taken_at_the_same_moment(monkeypatch):
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+
+        class Late(socket.socket):
+            def listen(self, *arguments):
+                other.listen()
+                super().listen(*arguments)
+
+        monkeypatch.setattr(fake_github.socket, "socket", Late)
+        with pytest.raises(OSError, match=f"Cannot listen on 127.0.0.1:{port}"):
+            FakeGitHub(port=port).start()
+
+
 def test_stop_drops_what_is_under_way(http):
     failures = []
 
