@@ -40,7 +40,7 @@ MUTANTS = {  # name: the lesson that teaches it; what is replaced in pipeline.py
         "        futures.result()  #",
     ),
     "no rate_limit": ("04_rate_limiting", "rate_limit(LIMIT, occupy=count, strict=True)", "pass"),
-    "strict=False": ("04_rate_limiting", "strict=True)", "strict=False)"),
+    "strict=False": ("04_rate_limiting", "count, strict=True)", "count, strict=False)"),
     "no cache policy": (
         "05_caching",
         "cache_policy=INPUTS + CacheKeyFnPolicy(cache_key_fn=task_and_api)",
