@@ -394,7 +394,7 @@ class Slots:
                     except httpx.HTTPError as error:
                         server_is_gone(error)
                     except ConcurrencySlotAcquisitionError as error:
-                        if isinstance(error.__cause__, httpx.HTTPError):
+                        if isinstance(error.__cause__, httpx.TransportError):
                             server_is_gone(error.__cause__)
                         raise
                 self.acquired -= 1

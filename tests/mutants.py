@@ -74,18 +74,7 @@ MUTANTS = {  # name: the lesson that teaches it; what is replaced in pipeline.py
 def run(copy: Path, lesson: str) -> list[str]:
     """Run a lesson of the copy and its tests, with the copy's pipeline; return what failed."""
     notebooks = [f"notebooks/{lesson}.ipynb"] if lesson else ["notebooks"]
-    pytest = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-n",
-        "2",
-        "-rfE",
-        "--tb=no",
-        "-k",
-        "not script",
-    ]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-n2", "-rfE", "--tb=no", "-k", "not script"]
     done = subprocess.run(
         [*pytest, "tests/test_pipeline.py", *notebooks],
         cwd=copy,

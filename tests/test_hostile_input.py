@@ -117,7 +117,7 @@ ANYTHING = st.one_of(
 def test_whatever_the_name_it_is_refused_or_is_the_end_of_the_path(paths):
     accepted = []
 
-    @settings(max_examples=300, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=1000, deadline=None, derandomize=True, database=None)
     @given(ANYTHING)
     def check(name):
         paths.clear()
