@@ -132,8 +132,9 @@ def stop_server() -> bool:
     """Stop the background server. Returns whether there was one."""
     try:
         server = psutil.Process(json.loads(ADDRESS.read_text())["pid"])
-        # A process id can be given out again: end it only if it is ours.
-        if server.cwd() != str(HOME) or "prefect" not in server.cmdline():
+        # A process id can be given out again: end it only if it is ours. In its first moment it has
+        # no command line yet, which matters if its start was interrupted just then.
+        if server.cwd() != str(HOME) or "prefect" not in (server.cmdline() or ["prefect"]):
             return False
         family = [server, *server.children(recursive=True)]
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):

@@ -130,9 +130,12 @@ def test_a_server_that_died_is_replaced(home):
     assert [server.pid for server in servers_in(home)] == [pid()] != [died.pid]
 
 
-def test_a_start_that_was_interrupted_leaves_no_second_server(home, monkeypatch):
+@pytest.mark.parametrize("young", [False, True])
+def test_a_start_that_was_interrupted_leaves_no_second_server(home, monkeypatch, young):
     home.mkdir()
     (home / "mute").touch()
+    if young:  # the system has not given it its command line yet
+        monkeypatch.setattr(psutil.Process, "cmdline", lambda self: [])
     with monkeypatch.context() as patch:
         patch.setattr(lesson.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
