@@ -325,8 +325,9 @@ def default_server(folder: Path):
 
 
 def report(measured: dict, firsts: dict[str, float], again: list[float]) -> None:
-    def median(contender, count, name):
-        return statistics.median(figures[name] for figures in measured[contender, count])
+    def median(contender, count, *names):
+        runs = measured[contender, count]
+        return statistics.median(sum(figures[name] for name in names) for figures in runs)
 
     print("Seconds, cold / warm (times as much as plain Python, cold / warm):\n")
     print("| N |", *(f" {name} |" for name in CONTENDERS), sep="")
@@ -366,6 +367,15 @@ def report(measured: dict, firsts: dict[str, float], again: list[float]) -> None
         ),
         *(
             (
+                f"300, {name}: the same, until the server has it all",
+                median(TUTORIAL + NO_LIMIT, 300, name, f"{name} behind")
+                / ours(300, name, f"{name} behind"),
+                "",
+            )
+            for name in ("cold", "warm")
+        ),
+        *(
+            (
                 f"{count}, warm: times as long as empty tasks",
                 ours(count, "warm") / median(FLOOR, count, "warm"),
                 "at most 1.3",
@@ -400,22 +410,26 @@ def draw(measured: dict, file: Path) -> None:
 
     plt.style.use(ROOT / "notebooks" / "matplotlibrc")
     figure, axes = plt.subplots(figsize=(8, 4.5))
+    alone = "the latency alone"
+    costs = {alone: {count: ceil(count / WORKERS) * LATENCY for count in SIZES}}
+    for name, count in sorted(measured):
+        runs = measured[name, count]
+        costs.setdefault(name, {})[count] = statistics.median(figures["cold"] for figures in runs)
     lines = {
-        TUTORIAL + NO_LIMIT: (ORANGE, "-"),
+        TUTORIAL: (ORANGE, "-"),
+        TUTORIAL + NO_LIMIT: (ORANGE, ":"),
         OURS: (BLUE, "-"),
         FLOOR: (BLUE, ":"),
         PLAIN: (GREY, "-"),
+        alone: (GREY, ":"),
     }
-    for contender, (color, style) in lines.items():
-        sizes = [count for count in SIZES if (contender, count) in measured]
-        costs = [
-            statistics.median(f["cold"] for f in measured[contender, count]) for count in sizes
-        ]
-        axes.plot(sizes, costs, style, color=color, marker="o")
-        axes.annotate(f"  {contender}", (sizes[-1], costs[-1]), color=color, va="center")
+    for name, (color, style) in lines.items():
+        sizes, seconds = costs[name].keys(), costs[name].values()
+        axes.plot(sizes, seconds, style, color=color, marker="o", label=name)
+    axes.legend(labelcolor="linecolor", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axes.set(xscale="log", yscale="log", xlabel="repositories", ylabel="seconds")
     axes.set_xticks(SIZES, [f"{count:,}" for count in SIZES])
-    axes.margins(x=0.05)
+    axes.yaxis.set_major_formatter("{x:g}")
     figure.suptitle("What the work costs, from an empty cache", x=0.01, ha="left")
     figure.savefig(file, dpi=120, bbox_inches="tight")
 

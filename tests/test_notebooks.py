@@ -132,9 +132,11 @@ def test_the_pictures_of_the_readme_are_charts_of_the_lessons():
     for path in PATHS:
         charts |= pictures(nbformat.read(path, as_version=4))
     folder = ROOT / "notebooks" / "pictures"
-    assert charts == {file.name: file.read_bytes() for file in folder.iterdir()}
+    found = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert charts == {name: chart for name, chart in found.items() if name != "cost.png"}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert sorted(re.findall(r"!\[.{20,}?\]\(notebooks/pictures/(.*?)\)", readme)) == sorted(charts)
+    # That of the costs is drawn by hand: python tests/benchmark.py --chart
+    assert sorted(re.findall(r"!\[.{20,}?\]\(notebooks/pictures/(.*?)\)", readme)) == sorted(found)
 
 
 def test_every_chart_has_an_alternative_text(lesson):
