@@ -324,11 +324,16 @@ def default_server(folder: Path):
 # --- What is shown --------------------------------------------------------------------------------
 
 
-def report(measured: dict, firsts: dict[str, float], again: list[float]) -> None:
-    def median(contender, count, *names):
-        runs = measured[contender, count]
-        return statistics.median(sum(figures[name] for name in names) for figures in runs)
+ALONE = {count: ceil(count / WORKERS) * LATENCY for count in SIZES}  # the latency, in seconds
 
+
+def median_of(measured: dict, contender: str, count: int, *names: str) -> float:
+    runs = measured[contender, count]
+    return statistics.median(sum(figures[name] for name in names) for figures in runs)
+
+
+def report(measured: dict, firsts: dict[str, float], again: list[float]) -> None:
+    median = partial(median_of, measured)
     print("Seconds, cold / warm (times as much as plain Python, cold / warm):\n")
     print("| N |", *(f" {name} |" for name in CONTENDERS), sep="")
     print("|--:|", "--:|" * len(CONTENDERS), sep="")
@@ -342,7 +347,7 @@ def report(measured: dict, firsts: dict[str, float], again: list[float]) -> None
             else:
                 cells.append("-")
         print(f"| {count} |", *(f" {cell} |" for cell in cells), sep="")
-    alone = ", ".join(f"{ceil(count / WORKERS) * LATENCY:.1f} for {count}" for count in SIZES)
+    alone = ", ".join(f"{seconds:.1f} for {count}" for count, seconds in ALONE.items())
     print(f"\nThe latency alone, seconds: {alone}")
 
     ours = partial(median, OURS)
@@ -411,10 +416,9 @@ def draw(measured: dict, file: Path) -> None:
     plt.style.use(ROOT / "notebooks" / "matplotlibrc")
     figure, axes = plt.subplots(figsize=(8, 4.5))
     alone = "the latency alone"
-    costs = {alone: {count: ceil(count / WORKERS) * LATENCY for count in SIZES}}
+    costs = defaultdict(dict, {alone: ALONE})
     for name, count in sorted(measured):
-        runs = measured[name, count]
-        costs.setdefault(name, {})[count] = statistics.median(figures["cold"] for figures in runs)
+        costs[name][count] = median_of(measured, name, count, "cold")
     lines = {
         TUTORIAL: (ORANGE, "-"),
         TUTORIAL + NO_LIMIT: (ORANGE, ":"),
@@ -426,7 +430,7 @@ def draw(measured: dict, file: Path) -> None:
     for name, (color, style) in lines.items():
         sizes, seconds = costs[name].keys(), costs[name].values()
         axes.plot(sizes, seconds, style, color=color, marker="o", label=name)
-    axes.legend(labelcolor="linecolor", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.legend(labelcolor="linecolor", loc="upper left", bbox_to_anchor=(1, 1))
     axes.set(xscale="log", yscale="log", xlabel="repositories", ylabel="seconds")
     axes.set_xticks(SIZES, [f"{count:,}" for count in SIZES])
     axes.yaxis.set_major_formatter("{x:g}")

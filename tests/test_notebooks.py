@@ -133,9 +133,9 @@ def test_the_pictures_of_the_readme_are_charts_of_the_lessons():
         charts |= pictures(nbformat.read(path, as_version=4))
     folder = ROOT / "notebooks" / "pictures"
     found = {file.name: file.read_bytes() for file in folder.iterdir()}
+    # cost.png is drawn by tests/benchmark.py --chart, which takes a quarter of an hour.
     assert charts == {name: chart for name, chart in found.items() if name != "cost.png"}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    # That of the costs is drawn by hand: python tests/benchmark.py --chart
     assert sorted(re.findall(r"!\[.{20,}?\]\(notebooks/pictures/(.*?)\)", readme)) == sorted(found)
 
 
