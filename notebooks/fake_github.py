@@ -1,14 +1,17 @@
 """A practice GitHub API on 127.0.0.1: real HTTP, no network, faults on demand.
 
 This is a *fake*: a working server that takes shortcuts. It answers `GET /repos/{owner}/{repo}`,
-`/repositories/{id}`, `/rate_limit` and `/` as api.github.com does, with the same fields, headers,
-rate limits, conditional requests, redirects of renamed repositories and error bodies.
+`/repositories/{id}`, `/users/{owner}/repos`, `/orgs/{owner}/repos`, `/rate_limit` and `/` as
+api.github.com does, with the same fields, headers, pages, rate limits, conditional requests,
+redirects of renamed repositories and error bodies.
 
 Real: the names, stars, forks and languages in star_counts.csv (as GitHub gave them on the date in
 `as_of`), the two renames in RENAMED and the id in REAL_IDS.
 Synthetic: everything else, such as ids, open issues, subscribers, sizes, descriptions, licenses
-and dates, and all about the owner `load-test`, who has a repository of any name you ask for.
-Shortcuts: one API version, no compression, every token is valid unless it begins with "bad".
+and dates, and all about the owner `load-test`, who has a repository of any name you ask for, and
+45 in the list.
+Shortcuts: one API version, no compression; every token is valid unless it begins with "bad"; lists
+are sorted by name, whatever else is asked, and link to their pages by the owner's name, not the id.
 
 In a notebook: `github = FakeGitHub().start()`, then send requests to `github.url`.
 In a terminal: `python fake_github.py --help`.
@@ -33,19 +36,19 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from http.client import responses
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
-from urllib.parse import unquote
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import unquote, urlencode
 
 import uvicorn
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -58,7 +61,8 @@ TOKEN_RATE_LIMIT = 5000  # requests per window for each token
 RENAMED = {"tiangolo/fastapi": "fastapi/fastapi", "samuelcolvin/pydantic": "pydantic/pydantic"}
 REAL_IDS = {"fastapi/fastapi": 160919119}
 
-FaultKind = Literal["reset", "truncated", "rate limit", "secondary rate limit"]
+FAULT_KINDS = ("reset", "truncated", "rate limit", "secondary rate limit")
+LISTED = 45  # repositories of `load-test` in its list
 
 DOCS = "https://docs.github.com/rest"
 LIMIT_DOCS = f"{DOCS}/using-the-rest-api/rate-limits-for-the-rest-api"
@@ -92,6 +96,7 @@ REPOSITORY_LINKS = """
     pulls:/pulls{/number} releases:/releases{/id} stargazers statuses:/statuses/{sha}
     subscribers subscription tags teams trees:/git/trees{/sha}
 """
+NOT_IN_LISTS = dict.fromkeys(("network_count", "subscribers_count", "temp_clone_token"), ...)
 USER_LINKS = """
     followers following:/following{/other_user} gists:/gists{/gist_id} organizations:/orgs
     starred:/starred{/owner}{/repo} subscriptions repos events:/events{/privacy} received_events
@@ -113,11 +118,7 @@ class FakeGitHub:
     """
 
     def __init__(
-        self,
-        latency: float = 0.1,
-        rate_limit: int = 5000,
-        rate_window: float = 3600.0,
-        port: int = 0,
+        self, latency: float = 0.1, rate_limit: int = 5000, rate_window: float = 3600, port: int = 0
     ) -> None:
         _check(0 <= latency < math.inf, f"latency must be 0 seconds or more, not {latency}")
         _check(rate_limit >= 0, f"rate_limit must be 0 requests or more, not {rate_limit}")
@@ -135,6 +136,7 @@ class FakeGitHub:
                 row | {key: int(row[key]) for key in ("stargazers_count", "forks_count")}
                 for row in csv.DictReader(file)
             ]
+        records += [_made_up(f"load-test/repository-{n:02}") for n in range(1, LISTED + 1)]
         self._records = {record["full_name"].lower(): record for record in records}
         self._records |= {f"/repositories/{_id(r['full_name'])}": r for r in records}
         self._lock = threading.Lock()  # guards the three below
@@ -149,6 +151,7 @@ class FakeGitHub:
         """
         if self._thread is not None:
             return self
+        # With TCP by name, or asyncio does not turn Nagle's algorithm off.
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         if os.name == "posix":  # on Windows this option would let two servers share the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -218,30 +221,31 @@ class FakeGitHub:
         """One row per request since the last reset, in order of arrival.
 
         time: seconds since the first request arrived.
-        repository: full name as asked, or the path of any other request.
+        repository: full name as asked, or the path of any other request, without its query. Only
+            the pages of a list have names of their own: "/users/dask/repos" is the first one,
+            however long the pages are, then "/users/dask/repos?page=2". `fail` takes these names.
         status: 0 if the connection was dropped on purpose, if the client hung up before the
             answer, or while the request is under way.
         duration: seconds from arrival to the end of the answer (to now if under way).
-        remaining: what the rate limit has left after this request.
+        remaining: what the rate limit has left after this request, whatever the answer says.
+        fault: whether a fault made or changed the answer. It is False for each refusal by the rate
+            limit itself, and True for a refusal that `fail` asked for.
         """
         import pandas as pd
 
-        dtypes = {
-            "time": "float64",
-            "repository": "str",
-            "status": "int64",
-            "duration": "float64",
-            "remaining": "int64",
-        }
         with self._lock:
             rows = list(self._log)
         now = time.perf_counter()
         first = rows[0].arrived if rows else now
-        table = [
-            (r.arrived - first, r.repository, r.status, (r.ended or now) - r.arrived, r.remaining)
-            for r in rows
-        ]
-        return pd.DataFrame(table, columns=list(dtypes)).astype(dtypes)
+        columns = {
+            "time": pd.Series([r.arrived - first for r in rows], dtype="float64"),
+            "repository": pd.Series([r.repository for r in rows], dtype="str"),
+            "status": pd.Series([r.status for r in rows], dtype="int64"),
+            "duration": pd.Series([(r.ended or now) - r.arrived for r in rows], dtype="float64"),
+            "remaining": pd.Series([r.remaining for r in rows], dtype="int64"),
+            "fault": pd.Series([r.fault for r in rows], dtype="bool"),
+        }
+        return pd.DataFrame(columns)
 
     @property
     def in_flight_max(self) -> int:
@@ -266,7 +270,7 @@ class FakeGitHub:
     def fail(
         self,
         repository: str,
-        kind: FaultKind | None = None,
+        kind: str | None = None,
         *,
         times: int | None = 1,
         status: int | None = None,
@@ -276,14 +280,15 @@ class FakeGitHub:
         html: bool = False,
         body: object = None,
         fields: Mapping[str, object] | None = None,
-        size: int | None = None,
     ) -> None:
         """Make the next `times` answers for a repository go wrong; None means until reset().
 
-        repository: "owner/name" in any case, or a path as the log shows it ("/rate_limit").
+        repository: "owner/name", or a path as the log shows it ("/rate_limit",
+            "/users/dask/repos", "/users/dask/repos?page=2"), in any case
 
-        A repository's faults are used up in the order given and can be combined, as in
-        `fail(name, status=503, latency=2)`. Raises ValueError for a fault that cannot be.
+        A repository's faults are used up in the order given, so what follows one with times=None
+        never comes. They can be combined, as in `fail(name, status=503, latency=2)`. Raises
+        ValueError for a fault that cannot be.
 
         Instead of the usual answer, whatever that would have been:
             status=503               GitHub's JSON body for this status (200 to 599)
@@ -294,26 +299,22 @@ class FakeGitHub:
             body='{"id": 1'          200 or status with this body: str and bytes are sent as they
                                      are (nothing, no JSON, half of it), all else as JSON
         The usual answer, changed:
-            fields={"stargazers_count": None}   other values in a repository; `...` drops a field
-            size=50_000_000                     a 200 padded with blanks to this many bytes
+            fields={"stargazers_count": None}   other values in a repository, or in each of a list;
+                                                `...` drops a field
             headers={"retry-after": 2}          more headers; None drops one
             latency=5                           seconds on top of the usual
         No answer:
             "reset"                  the connection is reset before the answer
             "truncated"              the connection is closed halfway through the body
         """
-        kinds = get_args(FaultKind)
-        fault = _Fault(
-            kind, times, status, dict(headers or {}), latency, location, html, body,
-            dict(fields or {}), size,
-        )  # fmt: skip
+        headers, fields = dict(headers or {}), dict(fields or {})
+        fault = _Fault(kind, times, status, headers, latency, location, html, body, fields)
         _check("/" in repository, f'repository must read "owner/name", not {repository!r}')
-        _check(kind is None or kind in kinds, f"kind must be one of {kinds}, not {kind!r}")
+        known = kind is None or kind in FAULT_KINDS
+        _check(known, f"kind must be one of {FAULT_KINDS}, not {kind!r}")
         _check(times is None or times >= 1, f"times must be 1 or more, or None, not {times}")
         _check(status is None or 200 <= status <= 599, f"status must be 200 to 599, not {status}")
         _check(0 <= latency < math.inf, f"latency must be 0 seconds or more, not {latency}")
-        _check(size is None or size >= 1, f"size must be 1 byte or more, not {size}")
-        _check(kind != "truncated" or size is None, "a padded body cannot be truncated")
         _check(fault != _Fault(times=times), "say what should go wrong, such as status=503")
         with self._lock:
             self._faults.setdefault(repository.lower(), deque()).append(fault)
@@ -348,6 +349,9 @@ class FakeGitHub:
         match [unquote(part) for part in path.split("/")]:
             case ["", "repos", owner, name] if owner and name:
                 repository = f"{owner}/{name}"
+            case ["", "users" | "orgs" as kind, owner, "repos"]:
+                page = _asked(request, "page")
+                repository = f"/{kind}/{owner}/repos" + (f"?page={page}" if page > 1 else "")
             case _:
                 repository = path
         fault = self._next_fault(repository)
@@ -357,12 +361,13 @@ class FakeGitHub:
         free = path == "/rate_limit" or not request.headers.get("user-agent")
         free |= answer.status == 304 and bool(token)
         within_limit, rate = self._charge(token, 0 if free else 1)
-        if answer is usual and not within_limit:
+        if refused := answer is usual and not within_limit:
             answer = _primary_limit(403, token)
+        remaining = int(rate["x-ratelimit-remaining"])
+        row = _Row(repository, remaining, fault=fault != _Fault() and not refused)
+        self._log.append(row)
         if fault.kind == "rate limit":
             rate |= {"x-ratelimit-remaining": "0", "x-ratelimit-used": rate["x-ratelimit-limit"]}
-        row = _Row(repository, int(rate["x-ratelimit-remaining"]))
-        self._log.append(row)
         return row, fault, _response(answer, rate, fault)
 
     def _next_fault(self, repository: str) -> _Fault:
@@ -403,9 +408,8 @@ class FakeGitHub:
         """What a request within the rate limit gets."""
         name = repository.lower()
         if not request.headers.get("user-agent"):
-            return _Answer(
-                403, MESSAGES["user-agent"], {"content-type": "text/plain; charset=utf-8"}
-            )
+            plain_text = {"content-type": "text/plain; charset=utf-8"}
+            return _Answer(403, MESSAGES["user-agent"], plain_text)
         if token is None:
             return _error(401)
         if request.method not in ("GET", "HEAD"):
@@ -419,19 +423,28 @@ class FakeGitHub:
         record = self._records.get(name)
         if re.fullmatch(r"load-test/[\w.-]+", name, re.ASCII):
             record = _made_up(name)
-        if record is None:
+        a_list = re.fullmatch(r"/(?:users|orgs)/([^/]+/)repos(?:\?page=(\d+))?", repository)
+        owned = [n for n in self._records if a_list and n.startswith(a_list[1].lower())]
+        if record is not None:
+            updated = datetime.fromisoformat(record["as_of"]).replace(tzinfo=UTC)
+            headers = {"last-modified": format_datetime(updated, usegmt=True)}
+            body: object = _repository(record, self._url, token, fault.fields)
+        elif a_list and owned:
+            page, size = int(a_list[2] or 1), min(_asked(request, "per_page") or 30, 100)
+            headers = _page_links(request, self._url, page, math.ceil(len(owned) / size))
+            shown = [self._records[n] for n in sorted(owned)[(page - 1) * size : page * size]]
+            fields = NOT_IN_LISTS | fault.fields
+            body = [_repository(record, self._url, token, fields) for record in shown]
+        else:
             return _error(404)
-        fields = _repository(record, self._url, bool(token)) | fault.fields
-        answer = _Answer(200, {key: value for key, value in fields.items() if value is not ...})
+        answer = _Answer(200, body, headers)
         etag = f'"{hashlib.sha256(answer.encode()).hexdigest()}"'
-        updated = datetime.fromisoformat(record["as_of"]).replace(tzinfo=UTC)
-        answer.headers = {
+        answer.headers |= {
             "cache-control": f"{'private' if token else 'public'}, max-age=60, s-maxage=60",
             "etag": f"W/{etag}",
-            "last-modified": format_datetime(updated, usegmt=True),
         }
         known = re.findall(r'"[^"]*"|\*', request.headers.get("if-none-match", ""))
-        if fault.size is None and (etag in known or "*" in known):
+        if etag in known or "*" in known:
             answer.status = 304
         return answer
 
@@ -449,6 +462,7 @@ class _Row:
 
     repository: str
     remaining: int
+    fault: bool
     arrived: float = field(default_factory=time.perf_counter)
     ended: float | None = None
     status: int = 0
@@ -476,7 +490,7 @@ class _Answer:
 class _Fault:
     """The arguments of `FakeGitHub.fail`; without any, it has no effect."""
 
-    kind: FaultKind | None = None
+    kind: str | None = None
     times: int | None = 1
     status: int | None = None
     headers: dict[str, object] = field(default_factory=dict)
@@ -485,7 +499,6 @@ class _Fault:
     html: bool = False
     body: object = None
     fields: dict[str, object] = field(default_factory=dict)
-    size: int | None = None
 
     def instead_of(self, usual: _Answer, token: str | None) -> _Answer:
         """The answer that takes the usual one's place, or the usual one itself."""
@@ -522,17 +535,7 @@ def _response(answer: _Answer, rate: dict[str, str], fault: _Fault) -> Response:
         headers["content-type"] = "application/json; charset=utf-8"
     headers |= rate | answer.headers | {k.lower(): v for k, v in fault.headers.items()}
     kept = {name: str(value) for name, value in headers.items() if value is not None}
-    content = answer.encode()
-    if fault.size is not None and answer.status == 200:
-        return StreamingResponse(_padded(content, fault.size), headers=kept)
-    return Response(content, answer.status, kept)
-
-
-async def _padded(content: bytes, size: int) -> AsyncIterator[bytes]:
-    yield content
-    for sent in range(len(content), size, 65536):
-        yield b" " * min(65536, size - sent)
-        await asyncio.sleep(0)  # lets others have their turn, and a client hang up
+    return Response(answer.encode(), answer.status, kept)
 
 
 # What GitHub's answers say
@@ -559,8 +562,8 @@ def _redirect(status: int, location: str) -> _Answer:
 
 def _primary_limit(status: int, token: str | None) -> _Answer:
     who = f"user ID {_number(token) % 10**8}." if token else f"{HOST}.{MESSAGES['good news']}"
-    message = f"API rate limit exceeded for {who}"
-    return _Answer(status, {"message": message, "documentation_url": LIMIT_DOCS})
+    body = {"message": f"API rate limit exceeded for {who}", "documentation_url": LIMIT_DOCS}
+    return _Answer(status, body)
 
 
 def _secondary_limit(status: int) -> _Answer:
@@ -568,8 +571,10 @@ def _secondary_limit(status: int) -> _Answer:
     return _Answer(status, {"message": MESSAGES["secondary"], "documentation_url": url})
 
 
-def _repository(record: Mapping[str, Any], base: str, authenticated: bool) -> dict[str, Any]:
-    """GitHub's full repository object for a row of star_counts.csv."""
+def _repository(
+    record: Mapping[str, Any], base: str, token: str, fields: Mapping[str, object]
+) -> dict[str, Any]:
+    """GitHub's full repository object for a row of star_counts.csv, with other `fields`."""
     full_name, as_of = record["full_name"], record["as_of"]
     owner, name = full_name.split("/")
     number, updated = _number(full_name), f"{as_of}T00:00:00Z"
@@ -611,10 +616,10 @@ def _repository(record: Mapping[str, Any], base: str, authenticated: bool) -> di
         (None, "homepage mirror_url temp_clone_token"),
     ):
         repository |= dict.fromkeys(keys.split(), value)
-    if authenticated:
+    if token:
         rights = dict.fromkeys(("admin", "maintain", "push", "triage"), False)
         repository["permissions"] = rights | {"pull": True}
-    return repository
+    return {key: value for key, value in (repository | fields).items() if value is not ...}
 
 
 def _owner(login: str, base: str) -> dict[str, Any]:
@@ -653,6 +658,21 @@ def _links(api: str, names: str) -> dict[str, str]:
     return {f"{name}_url": api + (path or f"/{name}") for name, _, path in pairs}
 
 
+def _page_links(request: Request, base: str, page: int, pages: int) -> dict[str, str]:
+    """GitHub's header with the addresses of a list's other pages, if there are any."""
+    links = [
+        f'<{base}{_path(request)}?{urlencode({**request.query_params, "page": n})}>; rel="{rel}"'
+        for rel, n, there in (
+            ("prev", min(page - 1, pages), page > 1),
+            ("next", page + 1, page < pages),
+            ("last", pages, page != pages),
+            ("first", 1, page > 1),
+        )
+        if there
+    ]
+    return {"link": ", ".join(links)} if links else {}
+
+
 def _number(text: str) -> int:
     """A number below 2**48 which is always the same for the same text."""
     return int(hashlib.sha256(text.lower().encode()).hexdigest()[:12], 16)
@@ -668,6 +688,12 @@ def _id(name: str) -> int:
 def _path(request: Request) -> str:
     """The path as sent: %2F is no slash."""
     return bytes(request.scope["raw_path"]).decode()
+
+
+def _asked(request: Request, name: str) -> int:
+    """A number in the query, as GitHub reads it: 0 if it is none."""
+    digits = re.match(r"\d{0,9}", request.query_params.get(name, ""), re.ASCII)
+    return int(digits[0] or 0)
 
 
 def _token(request: Request) -> str | None:
@@ -699,7 +725,8 @@ async def _drop(request: Request, response: Response, send: Send, *, reset: bool
     if reset:  # to linger for no time makes closing a reset
         linger = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
         connection = transport.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        with contextlib.suppress(OSError):  # macOS: the client has just gone
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         transport.abort()
     else:
         start = {"status": response.status_code, "headers": response.raw_headers}
@@ -751,25 +778,20 @@ def main() -> int:
         parser.error(str(error))
     for repository, status, times in args.fail:
         github.fail(repository, status=status, times=times)
-    introduced = threading.Event()
 
-    def show(line: str) -> None:
+    def show(text: str) -> None:
         with contextlib.suppress(OSError):  # nobody reads it any more
-            print(line, flush=True)
+            print(f"{text}\n", end="", flush=True)  # in one piece: two threads call this
 
-    def show_request(line: str) -> None:
-        introduced.wait()  # the address is the first line
-        show(line)
-
-    github.on_request = show_request
+    github.on_request = show
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
         url = github.start().url
-        show(url)
-        show(f"In another terminal: GITHUB_API_URL={url} python pipeline.py")
-        show(f'(PowerShell: $env:GITHUB_API_URL="{url}"; cmd: set GITHUB_API_URL={url})')
-        introduced.set()
+        show(
+            f"{url}\nIn another terminal: GITHUB_API_URL={url} python pipeline.py\n"
+            f'(PowerShell: $env:GITHUB_API_URL="{url}"; cmd: set GITHUB_API_URL={url})'
+        )
         while True:
             time.sleep(60)
     except OSError as error:
@@ -778,7 +800,6 @@ def main() -> int:
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
-        introduced.set()
         github.stop()
         return 0
 

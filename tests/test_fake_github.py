@@ -2,24 +2,23 @@
 
 import asyncio
 import contextlib
-import json
 import logging
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from http.client import HTTPConnection
 from pathlib import Path
 from queue import Queue
-from types import SimpleNamespace
+from typing import Annotated
 
 import httpx
 import pandas as pd
 import pytest
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, ConfigDict, Field, create_model
 
 import fake_github
 from fake_github import FakeGitHub
@@ -32,93 +31,53 @@ DROPPED = (httpx.ReadError, httpx.RemoteProtocolError)
 TOKEN = {"authorization": "Bearer practice"}
 
 
-class Owner(BaseModel):
-    """GitHub's simple user, strictly."""
-
-    model_config = ConfigDict(strict=True)
-
-    login: str
-    id: int
-    node_id: str
-    avatar_url: str
-    gravatar_id: str | None
-    url: str
-    html_url: str
-    followers_url: str
-    following_url: str
-    gists_url: str
-    starred_url: str
-    subscriptions_url: str
-    organizations_url: str
-    repos_url: str
-    events_url: str
-    received_events_url: str
-    type: str
-    site_admin: bool
-
-
-class License(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    key: str
-    name: str
-    url: str | None
-    spdx_id: str | None
-    node_id: str
-
-
-class Repository(BaseModel):
-    """The 75 required fields of GitHub's full repository, strictly; most are plain addresses."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    id: int
-    node_id: str
-    name: str
-    full_name: str
-    owner: Owner
-    private: bool
-    html_url: str = Field(pattern="^https://github.com/")
-    description: str | None
-    fork: bool
-    url: str
-    clone_url: str
-    git_url: str
-    ssh_url: str
-    svn_url: str
-    mirror_url: str | None
-    homepage: str | None
-    language: str | None
-    license: License | None
-    forks_count: int
-    forks: int
-    network_count: int
-    stargazers_count: int
-    watchers_count: int
-    watchers: int
-    subscribers_count: int
-    size: int
-    default_branch: str
-    open_issues_count: int
-    open_issues: int
-    has_issues: bool
-    has_projects: bool
-    has_wiki: bool
-    has_pages: bool
-    has_discussions: bool
-    archived: bool
-    disabled: bool
-    pushed_at: AwareDatetime = Field(strict=False)
-    created_at: AwareDatetime = Field(strict=False)
-    updated_at: AwareDatetime = Field(strict=False)
-
-
 LINKS = """
 archive assignees blobs branches collaborators comments commits compare contents contributors
 deployments downloads events forks git_commits git_refs git_tags hooks issue_comment issue_events
 issues keys labels languages merges milestones notifications pulls releases stargazers statuses
 subscribers subscription tags teams trees
 """
+
+
+def required(kind, names):
+    return dict.fromkeys(names.split(), (kind, ...))
+
+
+# The fields that GitHub's description requires, strictly in their types.
+STRICT = ConfigDict(strict=True)
+Owner = create_model(
+    "Owner",
+    __config__=STRICT,
+    **required(int, "id"),
+    **required(bool, "site_admin"),
+    **required(str, "login node_id type avatar_url gravatar_id url html_url followers_url"),
+    **required(str, "following_url gists_url starred_url subscriptions_url organizations_url"),
+    **required(str, "repos_url events_url received_events_url"),
+)
+License = create_model(
+    "License",
+    __config__=STRICT,
+    **required(str, "key name node_id"),
+    **required(str | None, "url spdx_id"),
+)
+ListedRepository = create_model(  # the 73 that an item of a list has
+    "ListedRepository",
+    __config__=STRICT,
+    owner=Owner,
+    license=License | None,
+    **required(str, "".join(f" {name}_url" for name in LINKS.split())),
+    **required(str, "node_id name full_name html_url url clone_url git_url ssh_url svn_url"),
+    **required(str, "default_branch"),
+    **required(str | None, "description mirror_url homepage language"),
+    **required(int, "id forks_count forks stargazers_count watchers_count watchers size"),
+    **required(int, "open_issues_count open_issues"),
+    **required(bool, "private fork has_issues has_projects has_wiki has_pages has_discussions"),
+    **required(bool, "archived disabled"),
+    **required(Annotated[AwareDatetime, Field(strict=False)], "pushed_at created_at updated_at"),
+)
+Repository = create_model(  # the 75 that a repository has
+    "Repository", __base__=ListedRepository, **required(int, "network_count subscribers_count")
+)
 
 
 @pytest.fixture(scope="module")
@@ -148,11 +107,10 @@ def client(github, http):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The server's clock, standing still at 1000.25 s after the epoch until it is set."""
-    clock = SimpleNamespace(now=1000.25, perf_counter=time.perf_counter, sleep=time.sleep)
-    clock.time = lambda: clock.now
-    monkeypatch.setattr(fake_github, "time", clock)
-    return clock
+    """A clock for all, standing still at 1000.25 s after the epoch until it is set."""
+    times = [1000.25]
+    monkeypatch.setattr(time, "time", lambda: times[-1])
+    return times.append
 
 
 def stars(response):
@@ -175,13 +133,10 @@ def test_figures_come_from_the_csv(github):
     pd.testing.assert_frame_equal(github.repositories, csv)
     assert list(csv) == ["full_name", "stargazers_count", "forks_count", "language", "as_of"]
     assert len(csv) == csv["full_name"].nunique() == 24
-    mine = github.repositories
-    mine["stargazers_count"] = 0
-    pd.testing.assert_frame_equal(github.repositories, csv)
 
 
 def test_every_repository_has_all_fields(github, client):
-    assert len(Repository.model_fields) + len(LINKS.split()) == 75
+    assert len(Repository.model_fields) == 75
     ids = set()
     for row in github.repositories.itertuples():
         response = client.get(f"/repos/{row.full_name}")
@@ -195,12 +150,10 @@ def test_every_repository_has_all_fields(github, client):
         assert f"{repository.owner.login}/{repository.name}" == row.full_name
         assert repository.html_url == f"https://github.com/{row.full_name}"
         assert repository.language == row.language
-        assert {repository.stargazers_count, repository.watchers_count, repository.watchers} == {
-            row.stargazers_count
-        }
-        assert {repository.forks_count, repository.forks, repository.network_count} == {
-            row.forks_count
-        }
+        for name in ("stargazers_count", "watchers_count", "watchers"):
+            assert body[name] == row.stargazers_count
+        for name in ("forks_count", "forks", "network_count"):
+            assert body[name] == row.forks_count
         assert repository.open_issues == repository.open_issues_count
         assert "synthetic" in repository.description
         assert "temp_clone_token" in body
@@ -238,11 +191,9 @@ def test_headers(client):
     other = client.get(PATH)
     assert other.headers["etag"] == response.headers["etag"]
     assert other.headers["x-github-request-id"] != response.headers["x-github-request-id"]
-    assert client.get(PATH, headers=TOKEN).headers["cache-control"].startswith("private, max-age")
-
-
-def test_token_adds_permissions(client):
-    assert client.get(PATH, headers=TOKEN).json()["permissions"]["pull"] is True
+    with_token = client.get(PATH, headers=TOKEN)
+    assert with_token.headers["cache-control"].startswith("private, max-age")
+    assert with_token.json()["permissions"]["pull"] is True
 
 
 @pytest.mark.parametrize("name", ["prefecthq/prefect", "PREFECTHQ/PREFECT", "PrefectH%51/prefect"])
@@ -273,22 +224,116 @@ def test_root(github, client):
     assert client.get("/").json()["repository_url"] == f"{github.url}/repos/{{owner}}/{{repo}}"
 
 
+# Lists of an owner's repositories
+
+
+@pytest.mark.parametrize("path", ["/users/load-test/repos", "/orgs/Load-Test/repos"])
+def test_list_in_pages(github, client, path):
+    github.rate_limit = 10
+    response = client.get(path)
+    pages = [response]
+    while "next" in response.links:
+        response = client.get(response.links["next"]["url"])
+        pages.append(response)
+    repositories = [ListedRepository.model_validate(item) for page in pages for item in page.json()]
+    assert [len(page.json()) for page in pages] == [30, 15]
+    assert {repository.owner.login for repository in repositories} == {"load-test"}
+    names = [repository.full_name for repository in repositories]
+    assert names == sorted(set(names))
+    assert len({repository.stargazers_count for repository in repositories}) > 40
+    assert stars(client.get(f"/repos/{names[-1]}")) == repositories[-1].stargazers_count
+    log = github.requests
+    assert log["repository"].tolist() == [path, f"{path}?page=2", names[-1]]
+    assert log["remaining"].tolist() == [9, 8, 7]
+
+
+@pytest.mark.parametrize(
+    ("query", "items", "links"),
+    [
+        ("", 30, {"next": 2, "last": 2}),
+        ("page=2", 15, {"prev": 1, "first": 1}),
+        ("page=3", 0, {"prev": 2, "last": 2, "first": 1}),
+        (f"page={'9' * 30}", 0, {"prev": 2, "last": 2, "first": 1}),
+        ("page=0", 30, {"next": 2, "last": 2}),
+        ("page=-1&per_page=-1", 30, {"next": 2, "last": 2}),
+        ("page=one&per_page=many", 30, {"next": 2, "last": 2}),
+        ("per_page=0", 30, {"next": 2, "last": 2}),
+        ("page=2&per_page=20", 20, {"prev": 1, "next": 3, "last": 3, "first": 1}),
+        ("per_page=15&page=3", 15, {"prev": 2, "first": 1}),
+        ("per_page=45", 45, {}),
+        ("per_page=100", 45, {}),
+        ("per_page=1000&page=2", 0, {"prev": 1, "last": 1, "first": 1}),
+    ],
+)
+def test_pages(client, query, items, links):
+    response = client.get(f"/users/load-test/repos?{query}")
+    assert (response.status_code, len(response.json())) == (200, items)
+    pages = {rel: httpx.URL(link["url"]).params["page"] for rel, link in response.links.items()}
+    assert list(pages.items()) == [(rel, str(page)) for rel, page in links.items()]
+
+
+def test_link_header(github, client):
+    response = client.get("/users/load-test/repos?sort=pushed&page=1&per_page=44")
+    url = f"{github.url}/users/load-test/repos?sort=pushed&page=2&per_page=44"
+    assert response.headers["link"] == f'<{url}>; rel="next", <{url}>; rel="last"'
+    assert "link" not in client.get("/users/dask/repos").headers
+
+
+def test_page_has_100_items_at_most(monkeypatch, http):
+    monkeypatch.setattr(fake_github, "LISTED", 101)
+    with FakeGitHub(latency=0) as github:
+        response = http.get(f"{github.url}/users/load-test/repos?per_page=1000")
+    assert len(response.json()) == 100
+    assert response.links["next"]["url"].endswith("?per_page=1000&page=2")
+
+
+def test_lists_of_real_owners(github, client):
+    names = github.repositories["full_name"]
+    for owner, owned in names.groupby(names.str.partition("/")[0]):
+        items = client.get(f"/users/{owner.upper()}/repos").json()
+        assert [item["full_name"] for item in items] == sorted(owned)
+        for item in items:
+            ListedRepository.model_validate(item)
+            full = client.get(f"/repos/{item['full_name']}").json()
+            only_there = {"network_count", "subscribers_count", "temp_clone_token"}
+            assert full.keys() - item.keys() == only_there
+            assert full.items() >= item.items()
+
+
+def test_faults_of_lists(github, client):
+    first, second = "/users/load-test/repos", "/users/load-test/repos?page=2"
+    github.fail(second, status=503, times=2)
+    github.fail(first.upper(), "rate limit")
+    github.fail(first, fields={"stargazers_count": 7, "id": ...})
+    asked = [first, second, first, second, second]
+    responses = [client.get(path) for path in asked]
+    assert [response.status_code for response in responses] == [403, 503, 200, 503, 200]
+    assert {item["stargazers_count"] for item in responses[2].json()} == {7}
+    assert all("id" not in item for item in responses[2].json())
+    log = github.requests
+    assert log["repository"].tolist() == asked
+    assert log["fault"].tolist() == [True] * 4 + [False]
+
+
 # Conditional requests
 
 
 def test_etag_is_weak(client):
-    etag = client.get(PATH).headers["etag"]
-    assert etag.startswith('W/"')
-    assert len(bytes.fromhex(etag[3:-1])) == 32
-    assert client.get("/repos/dask/dask").headers["etag"] != etag
+    paths = (PATH, "/repos/dask/dask", "/users/load-test/repos", "/users/load-test/repos?page=2")
+    etags = [client.get(path).headers["etag"] for path in paths]
+    assert len(set(etags)) == 4
+    for etag in etags:
+        assert etag.startswith('W/"')
+        assert len(bytes.fromhex(etag[3:-1])) == 32
 
 
 @pytest.mark.parametrize("form", ["{}", '"other", {}', 'W/"other",{}', "*"])
 @pytest.mark.parametrize("weak", [True, False])
-def test_unchanged(client, form, weak):
-    etag = client.get(PATH).headers["etag"]
+@pytest.mark.parametrize("path", [PATH, "/users/load-test/repos"])
+def test_unchanged(client, path, form, weak):
+    etag = client.get(path).headers["etag"]
     sent = form.format(etag if weak else etag.removeprefix("W/"))
-    response = client.get(PATH, headers={"if-none-match": sent})
+    response = client.get(path, headers={"if-none-match": sent})
     assert (response.status_code, response.content) == (304, b"")
     assert response.headers["etag"] == etag
     assert response.headers.keys() >= RATE_HEADERS
@@ -323,19 +368,13 @@ def test_unchanged_is_free_with_a_token_only(client):
 def test_renamed_repository(github, client, old, new):
     response = client.get(f"/repos/{old}")
     assert response.status_code == 301
-    location = response.headers["location"]
-    assert location.startswith(f"{github.url}/repositories/")
-    body = response.json()
+    body, location = response.json(), response.headers["location"]
     assert (body["message"], body["url"]) == ("Moved Permanently", location)
     assert "documentation_url" in body
     followed = client.get(f"/repos/{old}", follow_redirects=True).json()
     assert followed["full_name"] == new
     assert location == f"{github.url}/repositories/{followed['id']}"
-
-
-def test_real_id(client):
-    assert client.get("/repos/fastapi/fastapi").json()["id"] == 160919119
-    assert client.get("/repositories/160919119").json()["full_name"] == "fastapi/fastapi"
+    assert (followed["id"] == 160919119) == (new == "fastapi/fastapi")  # the real id
 
 
 @pytest.mark.parametrize(
@@ -349,6 +388,13 @@ def test_real_id(client):
         ("GET", "/repos//"),
         ("GET", "/repositories/1"),
         ("GET", "/rate_limit/"),
+        ("GET", "/users/nobody/repos"),
+        ("GET", "/orgs/nobody/repos"),
+        ("GET", "/users//repos"),
+        ("GET", "/users/dask/repos/"),
+        ("GET", "/users/dask%2Fdask/repos"),
+        ("GET", "/users/dask/repos%3Fpage=2"),
+        ("POST", "/users/dask/repos"),
         ("POST", "/repos/pydantic/pydantic"),
         ("PUT", "/repos/pydantic/pydantic"),
         ("PATCH", "/repos/pydantic/pydantic"),
@@ -375,17 +421,14 @@ def test_user_agent_is_required(github, client, sent):
 @pytest.mark.parametrize("sent", ["Bearer bad", "token badtoken", "Bearer", "Basic eA=="])
 def test_bad_credentials(client, sent):
     response = client.get(PATH, headers={"authorization": sent})
-    assert response.status_code == 401
-    body = response.json()
-    assert (body["message"], body["status"]) == ("Bad credentials", "401")
+    assert (response.status_code, response.json()["message"]) == (401, "Bad credentials")
 
 
 @pytest.mark.parametrize("sent", ["Bearer x", "token x", "bearer x"])
 def test_good_credentials(github, client, sent):
     github.rate_limit = 60
     response = client.get(PATH, headers={"authorization": sent})
-    assert response.status_code == 200
-    assert response.headers["x-ratelimit-limit"] == "5000"
+    assert (response.status_code, response.headers["x-ratelimit-limit"]) == (200, "5000")
 
 
 def test_rate_headers_are_on_every_answer(github, client):
@@ -436,10 +479,8 @@ def test_tokens_are_counted_apart(client, monkeypatch):
     assert statuses == [200, 403, 200, 200, 200]
     refused = client.get(PATH, headers=other)
     assert refused.json()["message"].startswith("API rate limit exceeded for user ID ")
-    etag = client.head("/repos/dask/dask").headers["etag"]
     unchanged = client.get("/repos/dask/dask", headers=other | {"if-none-match": "*"})
-    assert etag.startswith("W/")
-    assert unchanged.status_code == 304
+    assert unchanged.status_code == 304  # it is free
 
 
 def test_window_begins_with_the_first_charged_request(github, client, clock):
@@ -450,13 +491,13 @@ def test_window_begins_with_the_first_charged_request(github, client, clock):
         return int(headers["x-ratelimit-reset"]), int(headers["x-ratelimit-remaining"])
 
     assert reset_and_remaining("/rate_limit") == (1005, 2)
-    clock.now = 1002.25
+    clock(1002.25)
     assert reset_and_remaining() == (1007, 1)
-    clock.now = 1004.25
+    clock(1004.25)
     assert reset_and_remaining() == (1007, 0)
-    clock.now = 1006.24
+    clock(1006.24)
     assert client.get(PATH).status_code == 403
-    clock.now = 1006.25
+    clock(1006.25)
     assert reset_and_remaining("/rate_limit") == (1011, 2)
     assert reset_and_remaining() == (1011, 1)
     github.rate_window = 10.0
@@ -505,14 +546,9 @@ def test_status(github, client, status, message):
     assert body["message"].startswith(message)
     assert ("documentation_url" in body) == (status < 500 and status != 451)
     assert ("block" in body) == (status == 451)
+    if status == 451:
+        assert body["block"].keys() == {"reason", "created_at", "html_url"}
     assert client.get(PATH).status_code == 200
-
-
-def test_blocked_repository(github, client):
-    github.fail(PYDANTIC, status=451)
-    block = client.get(PATH).json()["block"]
-    assert block["reason"] == "dmca"
-    assert block.keys() == {"reason", "created_at", "html_url"}
 
 
 @pytest.mark.parametrize("status", [204, 304])
@@ -521,16 +557,6 @@ def test_status_without_a_body(github, client, status):
     response = client.get(PATH)
     assert (response.status_code, response.content) == (status, b"")
     assert client.get(PATH).status_code == 200
-
-
-def test_html_page(github, client):
-    github.fail(PYDANTIC, status=503, html=True)
-    response = client.get(PATH)
-    assert (response.status_code, response.headers["content-type"]) == (
-        503,
-        "text/html; charset=utf-8",
-    )
-    assert "<h1>503</h1>" in response.text
 
 
 def test_headers_are_added_changed_and_left_out(github, client):
@@ -543,34 +569,33 @@ def test_headers_are_added_changed_and_left_out(github, client):
 
 
 @pytest.mark.parametrize("status", [None, 429])
-def test_primary_rate_limit_fault(github, client, status):
-    github.fail(PYDANTIC, "rate limit", status=status)
-    github.fail(PYDANTIC, "rate limit", status=status, headers={"x-ratelimit-reset": None})
-    one, two = client.get(PATH), client.get(PATH)
+@pytest.mark.parametrize(
+    ("kind", "message", "remaining"),
+    [
+        ("rate limit", "API rate limit exceeded for 127.0.0.1.", ["0", "0", "4997"]),
+        (
+            "secondary rate limit",
+            "You have exceeded a secondary rate limit. Please wait a few minutes before you try ",
+            ["4999", "4998", "4997"],
+        ),
+    ],
+)
+def test_rate_limit_faults(github, client, kind, message, remaining, status):
+    github.fail(PYDANTIC, kind, status=status)
+    headers = {"retry-after": 60, "x-ratelimit-reset": None}
+    github.fail(PYDANTIC, kind, status=status, headers=headers)
+    one, two, healthy = (client.get(PATH) for _ in range(3))
     for response in (one, two):
         assert response.status_code == (status or 403)
-        assert response.json()["message"].startswith("API rate limit exceeded for 127.0.0.1.")
-        assert response.headers["x-ratelimit-remaining"] == "0"
-    assert "x-ratelimit-reset" in one.headers
-    assert "x-ratelimit-reset" not in two.headers
-    assert client.get(PATH).headers["x-ratelimit-remaining"] == "4997"
-    assert github.requests["remaining"].tolist() == [0, 0, 4997]
-
-
-@pytest.mark.parametrize("status", [None, 429])
-def test_secondary_rate_limit_fault(github, client, status):
-    github.fail(PYDANTIC, "secondary rate limit", status=status)
-    github.fail(PYDANTIC, "secondary rate limit", status=status, headers={"retry-after": 60})
-    one, two = client.get(PATH), client.get(PATH)
-    for response in (one, two):
-        assert response.status_code == (status or 403)
-        assert response.json()["message"] == (
-            "You have exceeded a secondary rate limit. "
-            "Please wait a few minutes before you try again."
-        )
-        assert response.headers["x-ratelimit-remaining"] != "0"
+        assert response.json()["message"].startswith(message)
     assert "retry-after" not in one.headers
     assert two.headers["retry-after"] == "60"
+    assert "x-ratelimit-reset" in one.headers
+    assert "x-ratelimit-reset" not in two.headers
+    assert [r.headers["x-ratelimit-remaining"] for r in (one, two, healthy)] == remaining
+    log = github.requests  # tells what is really left, and whose refusal it was
+    assert log["remaining"].tolist() == [4999, 4998, 4997]
+    assert log["fault"].tolist() == [True, True, False]
 
 
 def test_connection_reset(github, client):
@@ -627,21 +652,6 @@ def test_other_fields(github, client):
     assert usual.json().keys() - without.keys() == {"stargazers_count"}
 
 
-def test_big_body_is_padded(github, client):
-    github.fail(PYDANTIC, size=5_000_001)
-    response = client.get(PATH, headers={"if-none-match": "*"})
-    assert len(response.content) == 5_000_001
-    assert stars(response) == 26549
-
-
-def test_big_body_is_not_built_in_memory(github, client):
-    github.fail(PYDANTIC, size=10**12)
-    with client.stream("GET", PATH) as response:
-        first = next(response.iter_bytes())
-    assert first.startswith(b'{"id":')
-    assert client.get(PATH).status_code == 200
-
-
 @pytest.mark.parametrize("status", [None, 302, 307])
 def test_redirect_to_anywhere(github, client, status):
     location = "http://elsewhere.example/"
@@ -649,12 +659,6 @@ def test_redirect_to_anywhere(github, client, status):
     response = client.get(PATH)
     assert response.status_code == (status or 301)
     assert response.headers["location"] == response.json()["url"] == location
-
-
-def test_redirect_loop(github, client):
-    github.fail(PYDANTIC, location=f"{github.url}{PATH}", times=None)
-    with pytest.raises(httpx.TooManyRedirects):
-        client.get(PATH, follow_redirects=True)
 
 
 def test_more_latency(github, client):
@@ -685,18 +689,22 @@ def test_faults_come_first_in_first_out(github, client):
     assert client.get("/repos/Dask/Dask").status_code == 500
 
 
-def test_fault_lasts_until_reset(github, client):
+@pytest.mark.parametrize("end", ["mend", "reset"])
+def test_fault_lasts_until_it_is_ended(github, client, end):
     github.fail(PYDANTIC, status=503, times=None)
     assert [client.get(PATH).status_code for _ in range(5)] == [503] * 5
-    github.reset()
+    getattr(github, end)()
     assert client.get(PATH).status_code == 200
+    statuses = {"mend": [503] * 5 + [200], "reset": [200]}
+    assert github.requests["status"].tolist() == statuses[end]
 
 
 def test_faults_combine(github, client):
     github.fail(PYDANTIC, status=503, latency=0.05, html=True, headers={"retry-after": "1"})
     response = client.get(PATH)
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-    assert response.headers["content-type"].startswith("text/html")
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert "<h1>503</h1>" in response.text
 
 
 def test_faults_of_other_names_and_routes(github, client):
@@ -712,7 +720,10 @@ def test_fault_comes_before_the_rate_limit(github, client):
     github.rate_limit = 0
     github.fail(PYDANTIC, status=503)
     github.fail(PYDANTIC, fields={"stargazers_count": 1})
-    assert [client.get(PATH).status_code for _ in range(2)] == [503, 403]
+    github.fail(PYDANTIC, "rate limit")
+    assert [client.get(PATH).status_code for _ in range(4)] == [503, 403, 403, 403]
+    assert github.requests["remaining"].tolist() == [0] * 4
+    assert github.requests["fault"].tolist() == [True, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -726,8 +737,6 @@ def test_fault_comes_before_the_rate_limit(github, client):
         ([PYDANTIC], {"status": 600}, "status"),
         ([PYDANTIC], {"status": 503, "times": 0}, "times"),
         ([PYDANTIC], {"latency": -1}, "latency"),
-        ([PYDANTIC], {"size": 0}, "size"),
-        ([PYDANTIC, "truncated"], {"size": 10}, "truncated"),
     ],
 )
 def test_impossible_faults(github, client, args, kwargs, message):
@@ -747,7 +756,7 @@ def test_log(github, client):
     client.get("/rate_limit?page=1")
     client.get("/repos/dask/dask/")
     log = github.requests
-    assert list(log) == ["time", "repository", "status", "duration", "remaining"]
+    assert list(log) == ["time", "repository", "status", "duration", "remaining", "fault"]
     assert log["repository"].tolist() == [
         "PREFECTHQ/prefect",
         "dask/dask",
@@ -756,11 +765,11 @@ def test_log(github, client):
     ]
     assert log["status"].tolist() == [200, 0, 200, 404]
     assert log["remaining"].tolist() == [4999, 4998, 4998, 4997]
+    assert log["fault"].tolist() == [False, True, False, False]
     assert log["time"].iloc[0] == 0.0
     assert log["time"].is_monotonic_increasing
     assert (log["duration"] > 0).all()
-    log["status"] = 0
-    assert github.requests["status"].tolist() == [200, 0, 200, 404]
+    assert github.in_flight_max == 1
 
 
 def test_empty_log_has_the_same_columns(github, client):
@@ -768,9 +777,8 @@ def test_empty_log_has_the_same_columns(github, client):
     client.get(PATH)
     assert len(empty) == 0
     assert empty.dtypes.to_dict() == github.requests.dtypes.to_dict()
-    assert [d.kind for d in empty.dtypes[["time", "status", "duration", "remaining"]]] == list(
-        "fifi"
-    )
+    numbers = ["time", "status", "duration", "remaining", "fault"]
+    assert [dtype.kind for dtype in empty.dtypes[numbers]] == list("fifib")
     assert github.in_flight_max == 1
 
 
@@ -787,12 +795,6 @@ def test_requests_overlap(github):
     assert github.in_flight_max == 10
     log = github.requests
     assert (log["duration"] > log["time"]).all()  # the last one came before the first was answered
-
-
-def test_requests_in_sequence_do_not_overlap(github, client):
-    for _ in range(20):
-        client.get(PATH)
-    assert github.in_flight_max == 1
 
 
 def test_reset_restores_everything(client, github):
@@ -831,12 +833,8 @@ def test_threads_do_not_disturb_each_other(github, client):
 # Connections
 
 
-def send(connection, path=PATH):
-    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nUser-Agent: test\r\n\r\n".encode())
-
-
-def connect(github):
-    return socket.create_connection(("127.0.0.1", int(github.url.rpartition(":")[2])), timeout=10)
+def port_of(github):
+    return int(github.url.rpartition(":")[2])
 
 
 def test_300_connections_stay_open(github):
@@ -848,7 +846,7 @@ def test_300_connections_stay_open(github):
             resource.setrlimit(resource.RLIMIT_NOFILE, (1024, most))
     github.latency = 0.1
     with contextlib.ExitStack() as stack:
-        port = int(github.url.rpartition(":")[2])
+        port = port_of(github)
         connections = [HTTPConnection("127.0.0.1", port, timeout=30) for _ in range(300)]
         for n in range(2):
             sockets = []
@@ -866,29 +864,19 @@ def test_client_that_hangs_up_is_no_trouble(github, client, monkeypatch, capfd, 
     ended = Queue()
     monkeypatch.setattr(github, "on_request", ended.put)
     github.latency = 60
-    with connect(github) as connection:
-        send(connection)
+    address = ("127.0.0.1", port_of(github))
+    with socket.create_connection(address) as connection:
+        connection.sendall(f"GET {PATH} HTTP/1.1\r\nHost: x\r\nUser-Agent: test\r\n\r\n".encode())
         while github.requests.empty:
             time.sleep(0.005)
     assert ended.get(timeout=20) == f"GET {PATH} 0"
-    with connect(github) as connection:
+    with socket.create_connection(address) as connection:
         connection.sendall(b"GET /repos/dask")  # and no more
     github.latency = 0
-    github.fail(PYDANTIC, size=10**12)
-    with connect(github) as connection:
-        send(connection)
-        assert connection.recv(10)
     assert client.get(PATH).status_code == 200
-    assert github.requests["status"].tolist() == [0, 200, 200]
+    assert github.requests["status"].tolist() == [0, 200]
     assert capfd.readouterr().err == ""
     assert caplog.records == []
-
-
-def test_standard_library_client_works(github):
-    request = urllib.request.Request(f"{github.url}{PATH}", headers={"user-agent": "test"})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=10) as response:
-        assert json.load(response)["stargazers_count"] == 26549
 
 
 # Starting and stopping
@@ -924,29 +912,28 @@ def test_two_servers_know_nothing_of_each_other(github, client):
         assert other.requests.empty
 
 
-def test_taken_port(github):
-    port = int(github.url.rpartition(":")[2])
-    second = FakeGitHub(port=port)
-    with pytest.raises(OSError, match=rf"^Cannot listen on 127\.0\.0\.1:{port} \(.+\): .+\.$"):
-        second.start()
-    with pytest.raises(RuntimeError):
-        _ = second.url
+def test_taken_port():
+    with FakeGitHub() as github:
+        port = port_of(github)
+    rivals, together, refusals = [FakeGitHub(port=port) for _ in range(8)], threading.Barrier(8), []
 
+    def start(rival):
+        together.wait(timeout=30)
+        try:
+            rival.start()
+        except OSError as error:
+            refusals.append(str(error))
 
-def test_port_taken_at_the_same_moment(monkeypatch):
-    with socket.socket() as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        other.bind(("127.0.0.1", 0))
-        port = other.getsockname()[1]
-
-        class Late(socket.socket):
-            def listen(self, *arguments):
-                other.listen()
-                super().listen(*arguments)
-
-        monkeypatch.setattr(fake_github.socket, "socket", Late)
-        with pytest.raises(OSError, match=f"Cannot listen on 127.0.0.1:{port}"):
-            FakeGitHub(port=port).start()
+    threads = [threading.Thread(target=start, args=(rival,)) for rival in rivals]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for rival in rivals:
+        rival.stop()
+    assert len(refusals) in (7, 8)  # at the very same moment the system may refuse both
+    for refusal in refusals:
+        assert re.fullmatch(rf"Cannot listen on 127\.0\.0\.1:{port} \(.+\): .+\.", refusal)
 
 
 def test_stop_drops_what_is_under_way(http):
@@ -1023,7 +1010,7 @@ def script():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send these signals")
 def test_script(script, http, github):
-    taken = script("--port", github.url.rpartition(":")[2])
+    taken = script("--port", str(port_of(github)))
     processes = {
         signal.SIGTERM: script("--port", "0", "--fail", f"{PYDANTIC}=503x2", "--fail", "a/b=500"),
         signal.SIGINT: script("--port", "0", "--rate-limit", "7", "--rate-window", "9.5"),

@@ -1,0 +1,102 @@
+"""What the practice API saw, drawn. `notebooks/matplotlibrc` has the style."""
+
+import matplotlib.pyplot as plt
+from IPython.display import display
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # told apart by colour-blind readers too
+
+
+def requests(requests, title: str, repos: list[str] | None = None, floor=None) -> None:
+    """Draw when each request was under way, a row for each repository, as the practice API saw it.
+
+    requests: a `FakeGitHub.requests`, or several of them by name, drawn on one time scale
+    repos: the rows from top to bottom, also for repositories that were never asked
+    floor: where to draw the shortest possible time, in seconds; by name for several
+    """
+    logs = requests if isinstance(requests, dict) else {"": requests}
+    floors = floor if isinstance(floor, dict) else dict.fromkeys(logs, floor)
+    rows = [repos or log["repository"].drop_duplicates().tolist() for log in logs.values()]
+    row = 0.3 if len(logs) < 3 else 0.22  # inches, so that all is seen at once
+    heights = [0.6 + (row * len(names) if len(names) <= 12 else 3) for names in rows]
+    longest = max((log["time"] + log["duration"]).max() for log in logs.values())
+    figure, all_axes = plt.subplots(
+        len(logs),
+        sharex=True,
+        squeeze=False,
+        figsize=(8, 0.6 + sum(heights)),
+        height_ratios=heights,
+    )
+    for axes, names, (name, log) in zip(all_axes[:, 0], rows, logs.items(), strict=True):
+        y = log["repository"].map(names.index)
+        end = log["time"] + log["duration"]
+        failed = ~log["status"].between(200, 399)
+        colors = failed.map({True: ORANGE, False: BLUE})
+        axes.barh(y, log["duration"], left=log["time"], height=0.6, color=colors)
+        following = log.groupby("repository")["time"].shift(-1)
+        for bar in log.index[failed] if len(names) <= 12 else ():
+            status = str(log["status"][bar] or "no answer")
+            room = longest * (0.03 + 0.016 * len(status))
+            label = {"va": "center", "fontsize": "small"}
+            if log["duration"][bar] > room:
+                middle = log["time"][bar] + log["duration"][bar] / 2
+                axes.text(middle, y[bar], status, ha="center", color="white", **label)
+            elif not following[bar] < end[bar] + room:  # of attempts close together, the last
+                axes.text(end[bar], y[bar], f" {status}", color=ORANGE, **label)
+        if floors.get(name):
+            axes.axvline(floors[name], color="black", linestyle="--", linewidth=1)
+            axes.text(floors[name], -0.6, " floor", va="bottom", fontsize="small")
+        if len(names) <= 12:
+            axes.set_yticks(range(len(names)), names)
+        else:
+            axes.set_yticks([])
+            axes.set_ylabel(f"{len(names)} repositories")
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_title(name, loc="left", fontsize="medium", pad=16 if floors.get(name) else None)
+    all_axes[-1, 0].set_xlabel("time (s)")
+    all_axes[-1, 0].set_xlim(left=0)
+    figure.suptitle(title, x=0.01, ha="left")
+    counts = [f"{len(log)} requests {name}".strip() for name, log in logs.items()]
+    show(figure, f"{title}. Over time, a row for each repository: {', '.join(counts)}.")
+
+
+def allowance(
+    requests, title: str, limit: int, slot_decay_per_second: float, api: tuple | None = None
+) -> None:
+    """Draw the requests so far against the most that a global concurrency limit lets through.
+
+    That is `limit` at once, and `slot_decay_per_second` more a second. Refused requests (403, 429)
+    are marked.
+
+    api: what the API answers, as (requests, seconds), to draw its first window
+    """
+    log = requests.sort_values("time", ignore_index=True)
+    count = log.index + 1
+    last = log["time"].max()
+    figure, axes = plt.subplots(figsize=(8, 3.5))
+    axes.step(log["time"], count, where="post", color=BLUE, label="requests")
+    axes.plot(
+        [0, last],
+        [limit, limit + slot_decay_per_second * last],
+        color="black",
+        linestyle="--",
+        label=f"our limit: {limit} + {slot_decay_per_second:g} a second",
+    )
+    if api:
+        answers, window = api
+        label = f"the API: {answers} in {window} seconds"
+        axes.hlines(answers, 0, window, color=GREY, linewidth=2, label=label)
+    refused = log["status"].isin([403, 429])
+    if refused.any():
+        axes.plot(log["time"][refused], count[refused], "x", color=ORANGE, label="refused")
+    axes.set(xlabel="time (s)", ylabel="requests so far", ylim=(0, None), xlim=(0, None))
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside lower left", ncols=4, fontsize="small")
+    figure.suptitle(title, x=0.01, ha="left")
+    text = f"{len(log)} requests over time, and the line that the limit does not let them cross"
+    show(figure, f"{title}. {text}; {refused.sum()} were refused.")
+
+
+def show(figure, alt: str) -> None:
+    """Show a figure once, with a text for those who do not see it (in HTML made by nbconvert)."""
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)
