@@ -1,67 +1,55 @@
-"""Fetch the star counts of GitHub repositories, and survive the real world.
-
-`fetch_stats` and `get_stars` are plain Prefect tasks: a request and a look-up. `show_stars` is the
-finished flow, in which Prefect's own features make the same two tasks resilient: retries, mapping,
-a global rate limit and a cache. The lessons in `notebooks/` add them one at a time.
+"""Fetch the star counts of GitHub repositories, each once a day, and survive the real world.
 
     python pipeline.py                        the three repositories of the lessons
     python pipeline.py django/django          any others
-    python pipeline.py --help                 the environment variables, the exit codes
 
-Facts about the API: https://docs.github.com/rest/using-the-rest-api/best-practices-for-using-the-rest-api
+environment:
+    GITHUB_TOKEN                  5,000 requests an hour instead of 60; sent to the API only
+    GITHUB_API_URL                another API: GitHub Enterprise, or notebooks/fake_github.py
+    PREFECT_API_URL               the Prefect server to use; without it a temporary one is started
+    PREFECT_TASKS_REFRESH_CACHE   true: ask again for what is cached
+
+exit code: 0 all fetched, 1 some repositories failed, 2 bad arguments or address, 3 no Prefect
+server, 130 interrupted, 143 terminated
 """
 
+# The first 200 lines are the story: two plain Prefect tasks, the same two made resilient by
+# Prefect's own features (retries, mapping, a global rate limit, a cache), and the finished flow.
+# The rest hardens it: the client, what GitHub's answers mean, waiting and the limit, the script.
+
 import argparse
+import copyreg
 import logging
 import os
 import re
 import signal
 import sys
 import time
-from collections import UserDict, defaultdict, deque
-from collections.abc import Iterable
+from collections import defaultdict, deque
 from contextlib import suppress
 from datetime import datetime, timedelta
-from email.utils import parsedate_to_datetime
-from functools import cache
-from threading import Lock, Timer
-from typing import NoReturn
+from functools import cache, partial
+from pathlib import Path
+from threading import Event, Lock, Timer
 
 import httpx
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger, settings, task
 from prefect.cache_policies import INPUTS, CacheKeyFnPolicy
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import (
-    GlobalConcurrencyLimitCreate,
-    GlobalConcurrencyLimitUpdate,
-)
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import rate_limit
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-from prefect.futures import PrefectFutureList, as_completed
-from prefect.runtime import flow_run
+from prefect.runtime import flow_run, task_run
 from prefect.serializers import JSONSerializer
-from prefect.settings import (
-    PREFECT_API_URL,
-    PREFECT_SERVER_ANALYTICS_ENABLED,
-    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
-    temporary_settings,
-)
 from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
-from rich.console import Console
-from rich.progress import track
-from rich.theme import Theme
 
 REPOS = ["PrefectHQ/prefect", "pydantic/pydantic", "huggingface/transformers"]
 MAX_WORKERS = 16  # threads of the flow, and connections to the API
-LONGEST_WAIT = 120  # seconds; a request to come back later than this fails instead
-LARGEST_ANSWER = 1_000_000  # bytes; a repository takes some 6,000
-MANY = 100  # repositories, from which on a progress bar shows the way
-LIMIT = "github-api"
-HOUR = 3600
-REQUESTS_PER_HOUR = {False: 60, True: 5000}  # GitHub's allowance, without and with a token
+LONGEST_WAIT = 120  # seconds; if GitHub asks to wait for longer, a request fails instead
 
 
 # --- The two tasks, as the first lesson meets them ------------------------------------------------
@@ -74,7 +62,7 @@ def fetch_stats(github_repo: str) -> dict:
     Returns the API's JSON object. Raises `httpx.HTTPStatusError` for an answer of 400 or above,
     `httpx.TransportError` where there was no answer, and `ValueError` where it is not JSON.
     """
-    response = github().get(f"/repos/{github_repo}")
+    response = client().get(f"/repos/{github_repo}")
     response.raise_for_status()
     return response.json()
 
@@ -89,37 +77,30 @@ def get_stars(repo_stats: dict) -> int:
 
 
 def fetch_within_limit(github_repo: str) -> dict:
-    """`fetch_stats`, as soon as the global limit grants a slot for the request.
+    """`fetch_stats`, as soon as GitHub and the global limit let the request through.
 
-    Raises `ValueError` if the answer has no usable star count. It must fail here: what a task
-    returns is cached for a day, also when it is useless.
+    Raises `ValueError` for a useless answer: what a task returns is cached for a day.
     """
-    slots[flow_run.id].take()
-    stats = fetch_stats.fn(github_repo)
-    stars = stats.get("stargazers_count") if isinstance(stats, dict) else None
-    if type(stars) is not int or stars < 0:
-        raise ValueError(f"the answer has no usable stargazers_count: {stars!r:.50}")
-    return stats
+    gate = gates.setdefault(flow_run.id or task_run.id, Gate())
+    gate.wait(github_repo)  # in there is rate_limit("github-api")
+    try:
+        stats = fetch_stats.fn(github_repo)
+    except httpx.HTTPStatusError as error:
+        gate.obey(github_repo, error)
+        raise
+    match stats:
+        case {"full_name": str(), "stargazers_count": int()}:
+            return stats
+    raise ValueError(f"the answer is no repository with a star count: {stats!r:.50}")
 
 
 def can_heal(task, task_run, state) -> bool:
-    """Retry only what another attempt may heal, and not before GitHub's own time is up.
-
-    That is a lost connection, a timeout, a server error (5xx) or a rate limit. A repository that
-    does not exist (404) will not exist a second later. Prefect adds its backoff to the wait.
-    """
+    """Retry what another attempt may heal: no answer, a server error, a rate limit; no 404."""
     error = state.data
     if isinstance(error, httpx.HTTPStatusError):
         wait = seconds_to_wait(error.response)
-        if wait is None or wait > LONGEST_WAIT:
-            return False
-        if wait:
-            get_run_logger().info("GitHub asks to wait %.0f s before the next request", wait)
-            pause(wait)
-        return True
-    return isinstance(
-        error, (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError)
-    )
+        return wait is not None and wait <= LONGEST_WAIT
+    return isinstance(error, (httpx.TransportError, ConcurrencySlotAcquisitionError))
 
 
 def task_and_api(context, parameters) -> str:
@@ -136,30 +117,28 @@ resilient_fetch_stats = task(
     retry_delay_seconds=exponential_backoff(backoff_factor=1),
     retry_jitter_factor=0.5,
     retry_condition_fn=can_heal,
-    # Caching: a day, as JSON files, by repository, task and API. Failures are never cached. No
+    # Caching: a day, as JSON files, by repository, task and API. A failure is never served. No
     # decoder: with Prefect's own, an answer could name a Python class to be made when it is read.
     cache_policy=INPUTS + CacheKeyFnPolicy(cache_key_fn=task_and_api),
     cache_expiration=timedelta(days=1),
     result_serializer=JSONSerializer(object_decoder=None),
 )
+named_get_stars = get_stars.with_options(task_run_name="get_stars {repo_stats[full_name]}")
 
 
 class IncompleteError(RuntimeError):
-    """Some repositories failed. Nothing else is lost:
-
-    `stars` has the counts of the others (`{repo: count}`), which are cached, so that the next run
-    fetches only what is missing. `failures` has the exception of each that failed.
+    """Some repositories failed; `failures` has their exceptions. Nothing else is lost: `stars` has
+    the counts of the others, which are cached, so that the next run fetches what is missing.
     """
 
     def __init__(self, stars: dict[str, int], failures: dict[str, Exception]):
-        self.stars = stars
-        self.failures = failures
+        self.stars, self.failures = stars, failures
         repos_by_reason = defaultdict(list)
         for repo, error in failures.items():
             repos_by_reason[reason(error)].append(repo)
-        lines = [f"{', '.join(repos)}: {why}" for why, repos in repos_by_reason.items()]
-        total = len(stars) + len(failures)
-        super().__init__("\n".join([f"{len(failures)} of {total} repositories failed", *lines]))
+        lines = [f"{len(failures)} of {len(stars) + len(failures)} repositories failed"]
+        lines += [f"{', '.join(repos)}: {why}" for why, repos in repos_by_reason.items()]
+        super().__init__("\n".join(lines))
 
 
 # Mapping: one task run per repository, as many at a time as there are workers.
@@ -170,54 +149,49 @@ def show_stars(github_repos: list[str]) -> dict[str, int]:
     Returns `{repo: count}`. Raises `ValueError` for names that are no `owner/name`, before any
     request, and `IncompleteError` if some repositories failed, after all the others are done.
     """
-    repos = list(dict.fromkeys(check_names(github_repos)))
-    github()  # a malformed address or token is an error of the flow, not of every task run
+    check_names(github_repos)
+    client()  # a malformed address or token is an error of the flow, not of every task run
     ensure_limit()
 
-    futures = follow(resilient_fetch_stats.map(repos), "fetch_stats")
-    states = {repo: future.state for repo, future in zip(repos, futures, strict=True)}
-    fetched = {repo: state.result() for repo, state in states.items() if state.is_completed()}
-    answers = [UserDict(stats) for stats in fetched.values()]  # no dict to search for futures
-    counts = follow(get_stars.map(answers), "get_stars").result()
-    stars = dict(zip(fetched, counts, strict=True))
+    names = {}  # by their lower-case form: GitHub knows no capitals
+    for repo in github_repos:
+        names.setdefault(repo.lower(), repo)
+    with Gate():  # after it nobody waits any longer, also if the run is interrupted
+        futures = resilient_fetch_stats.map(list(names.values()))
+        futures.wait()
+    states = dict(zip(names, (future.state for future in futures), strict=True))
+    fetched = {name: state.result() for name, state in states.items() if state.is_completed()}
+    counts = named_get_stars.map(list(fetched.values())).result()
+    count_of = dict(zip(fetched, counts, strict=True))
 
+    stars = {repo: count_of[repo.lower()] for repo in github_repos if repo.lower() in count_of}
     for repo, count in stars.items():
         print(f"{repo}: {count} stars")
-    if len(stars) < len(repos):
-        failed = [repo for repo in repos if repo not in stars]
-        error = IncompleteError(
-            stars, {repo: states[repo].result(raise_on_failure=False) for repo in failed}
-        )
+    if missing := [repo for repo in github_repos if repo not in stars]:
+        failures = {repo: states[repo.lower()].result(raise_on_failure=False) for repo in missing}
+        error = IncompleteError(stars, failures)
         return Failed(message=str(error), data=error)  # to the caller, the same as to raise it
     return stars
 
 
-# --- Talking to GitHub ----------------------------------------------------------------------------
+# --- Names, addresses, the client -----------------------------------------------------------------
 
 
-def github() -> httpx.Client:
-    """The one HTTP client that all threads share, for the API of this moment's environment.
-
-    Raises `ValueError` if `GITHUB_API_URL` is no http(s) address or `GITHUB_TOKEN` no token.
-    """
-    return _client(api_url(), token())
+def check_names(github_repos: list[str]) -> None:
+    """Raises one `ValueError` for all that are not `owner/name`, in letters that GitHub allows."""
+    if not github_repos:
+        raise ValueError("no repository (Prefect uses up a generator before the flow: give a list)")
+    name = re.compile(r"[A-Za-z0-9_-]+/(?!\.\.?$)[A-Za-z0-9._-]+")
+    if bad := [repo for repo in github_repos if not name.fullmatch(repo)]:
+        raise ValueError(f"not a repository, as owner/name: {', '.join(map(ascii, bad))}")
 
 
 def api_url() -> str:
     """The API's address: `GITHUB_API_URL`, or GitHub itself."""
-    return _checked(os.environ.get("GITHUB_API_URL") or "https://api.github.com")
-
-
-@cache
-def _checked(address: str) -> str:
-    try:
-        url = httpx.URL(address)
-        usable = url.scheme in ("http", "https") and re.fullmatch(r"[\w.:-]+", url.host)
-    except (httpx.InvalidURL, ValueError):
-        usable = False
-    if not usable:
-        raise ValueError(f"GITHUB_API_URL is not an http(s) address: {address!r}")
-    return address.rstrip("/")
+    url = os.environ.get("GITHUB_API_URL") or "https://api.github.com"
+    if not re.fullmatch(r"https?://[\w.:\[\]-]+(/[\w./-]*)?", url):
+        raise ValueError(f"GITHUB_API_URL is not an http(s) address: {url!r}")
+    return url.rstrip("/")
 
 
 def token() -> str:
@@ -228,13 +202,17 @@ def token() -> str:
     return text
 
 
+def client() -> httpx.Client:
+    """The one HTTP client of all threads. Raises `ValueError` for a wrong address or token."""
+    return client_for(api_url(), token())
+
+
 @cache
-def _client(base_url: str, token: str) -> httpx.Client:
+def client_for(base_url: str, token: str) -> httpx.Client:
     headers = {
         "Accept": "application/vnd.github+json",
         "X-GitHub-Api-Version": "2022-11-28",
         "User-Agent": "resilient-pipeline-walkthrough",
-        "Accept-Encoding": "identity",  # compressed, `bound` would not see the real size
     }
     if token:  # httpx takes it off again when a redirect leads to another host
         headers["Authorization"] = f"Bearer {token}"
@@ -244,306 +222,240 @@ def _client(base_url: str, token: str) -> httpx.Client:
         timeout=httpx.Timeout(10, connect=5, pool=None),  # seconds
         limits=httpx.Limits(max_connections=MAX_WORKERS),
         follow_redirects=True,  # a renamed repository answers 301
-        event_hooks={"response": [bound]},
     )
 
 
-def bound(response: httpx.Response) -> None:
-    """Let no more than `LARGEST_ANSWER` bytes of an answer into memory; `ValueError` beyond."""
-    if "content-encoding" in response.headers:
-        raise ValueError("the answer is compressed, which was not asked for")
-    stream = response.stream
+# How an `HTTPStatusError` is pickled, which it does not know by itself and Dask's workers need. Of
+# a request no more than its address: in its headers is the token.
+copyreg.pickle(httpx.Request, lambda request: (httpx.Request, (request.method, request.url)))
+copyreg.pickle(
+    httpx.HTTPStatusError,
+    lambda e: (partial(type(e), str(e), request=e.request, response=e.response), ()),
+)
 
-    class Bounded(httpx.SyncByteStream):
-        def __iter__(self):
-            size = 0
-            for chunk in stream:
-                size += len(chunk)
-                if size > LARGEST_ANSWER:
-                    raise ValueError(f"the answer is longer than {LARGEST_ANSWER:,} bytes")
-                yield chunk
 
-        def close(self):
-            stream.close()
+# --- What GitHub's answers mean -------------------------------------------------------------------
 
-    response.stream = Bounded()
+
+def is_rate_limit(response: httpx.Response) -> bool:
+    """Whether the answer refuses because of a rate limit, GitHub's primary or a secondary one."""
+    headers = response.headers
+    spent = "retry-after" in headers or headers.get("x-ratelimit-remaining") == "0"
+    return response.status_code == 429 or (
+        response.status_code == 403 and (spent or "rate limit" in response.text.lower())
+    )
 
 
 def seconds_to_wait(response: httpx.Response) -> float | None:
-    """How long GitHub asks to wait before the next attempt; None if there should be none.
+    """How long to wait before the next attempt, as GitHub asks; None if there should be none.
 
-    The order is GitHub's: `retry-after` (seconds or a date), then `x-ratelimit-reset` if nothing
-    remains, then a minute for a rate limit that does not say. 0 for any other server error.
+    A rate limit that does not say lasts a minute; for a server error that does not, it is 0.
     """
-    status, headers = response.status_code, response.headers
-    limited = status == 429 or (
-        status == 403
-        and (
-            "retry-after" in headers
-            or headers.get("x-ratelimit-remaining") == "0"
-            or "rate limit" in response.text.lower()
-        )
-    )
-    if not limited and status < 500:
+    limited = is_rate_limit(response)
+    if not limited and response.status_code < 500:
         return None
-    retry_after = headers.get("retry-after", "")
-    if retry_after.isdecimal():
-        return float(retry_after)
-    with suppress(ValueError):
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    if not limited:
-        return 0.0
-    reset = headers.get("x-ratelimit-reset", "")
-    if headers.get("x-ratelimit-remaining") == "0" and reset.isdecimal():
+    headers = response.headers
+    after, reset = headers.get("retry-after", ""), headers.get("x-ratelimit-reset", "")
+    if after.isdecimal():
+        return float(after)
+    if limited and headers.get("x-ratelimit-remaining") == "0" and reset.isdecimal():
         return max(0.0, float(reset) - time.time())
-    return 60.0
+    return 60.0 if limited else 0.0
+
+
+def clock(seconds: float) -> str:
+    """The local time in so many seconds."""
+    return f"{datetime.now() + timedelta(seconds=min(seconds, 366 * 86_400)):%Y-%m-%d %H:%M:%S}"
 
 
 def reason(error: Exception) -> str:
     """One line that says why a repository failed, and what to do where that is known."""
     match error:
-        case httpx.HTTPStatusError(response=response):
-            why = f"{response.status_code} {response.reason_phrase} from {api_url()}"
-            wait = seconds_to_wait(response)
-            if wait and wait > LONGEST_WAIT:
-                until = datetime.now() + timedelta(seconds=min(wait, 366 * 24 * HOUR))
-                why += f": rate limited until {until:%Y-%m-%d %H:%M:%S}"
-                if not token():
-                    why += " (with a GITHUB_TOKEN the limit is 5,000 requests an hour)"
-            return why
         case httpx.TransportError():
-            return (
-                f"{api_url()} could not be reached ({str(error) or type(error).__name__}); to "
-                "practise offline: python notebooks/fake_github.py"
-            )
+            why = f"{api_url()} could not be reached ({str(error) or type(error).__name__})"
+            return why + ": no network, or a proxy? To practise offline: notebooks/fake_github.py"
+        case httpx.HTTPStatusError(response=response):
+            host = f"{response.url.scheme}://{response.url.netloc.decode()}"
+            why = f"{response.status_code} {response.reason_phrase} from {host}"
+            wait = seconds_to_wait(response) or 0
+            if response.status_code == 401:
+                why += ": GITHUB_TOKEN is wrong or has expired; renew it, or unset it"
+            elif wait > LONGEST_WAIT and not is_rate_limit(response):
+                why += f": not to be asked again until {clock(wait)}"
+            elif wait > LONGEST_WAIT:
+                why += f": rate limited until {clock(wait)}"
+                why += "" if token() else "; with a GITHUB_TOKEN it answers 5,000 requests an hour"
+            return why
         case _:
-            return " ".join(f"{type(error).__name__}: {error}".split())
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            return why + ("; does a proxy or a log-in page answer?" if "Decode" in why else "")
 
 
-# --- Names ----------------------------------------------------------------------------------------
-
-# Owners: letters, digits and single hyphens inside, 39 at most; underscores in managed accounts.
-OWNER_AND_NAME = re.compile(r"(?=[^/]{1,39}/)[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*/[A-Za-z0-9._-]{1,100}")
+# --- Waiting, and the limit -----------------------------------------------------------------------
 
 
-def check_names(github_repos: Iterable[str]) -> list[str]:
-    """Return the names as a list. Raises one `ValueError` for all that GitHub would not allow."""
-    repos = list(github_repos)
-    bad = [
-        repo
-        for repo in repos
-        if not OWNER_AND_NAME.fullmatch(repo) or repo.endswith(("/.", "/..", ".git"))
-    ]
-    if bad:
-        raise ValueError(f"not a repository, as owner/name: {', '.join(map(ascii, bad))}")
-    return repos
+def ensure_limit() -> GlobalConcurrencyLimitResponse:
+    """The global concurrency limit for GitHub's allowance, as it is now; created if it is missing.
 
-
-# --- The limit, and waiting -----------------------------------------------------------------------
-
-
-def ensure_limit() -> None:
-    """Create the global concurrency limit if it is missing. One that exists is left as it is,
-    but for our own limit of 60 an hour: with a token it grows to GitHub's 5,000.
+    GitHub answers 60 requests an hour; with a token, counted apart, 5,000 an hour and 900 a minute.
+    The slots, and those that become free meanwhile, are never more.
     """
-    per_hour = REQUESTS_PER_HOUR[bool(token())]
-    size = {"limit": per_hour, "slot_decay_per_second": per_hour / HOUR}
-    with get_client(sync_client=True) as client:
-        try:
-            existing = client.read_global_concurrency_limit_by_name(LIMIT)
-        except ObjectNotFound:
-            with suppress(ObjectAlreadyExists):  # another process was faster
-                client.create_global_concurrency_limit(
-                    GlobalConcurrencyLimitCreate(name=LIMIT, **size)
-                )
-        else:
-            if existing.limit == REQUESTS_PER_HOUR[False] < per_hour:
-                client.update_global_concurrency_limit(LIMIT, GlobalConcurrencyLimitUpdate(**size))
+    name, slots, per_hour = ("github-api-token", 800, 4200) if token() else ("github-api", 50, 10)
+    size = {"limit": slots, "slot_decay_per_second": per_hour / 3600}
+    with get_client(sync_client=True) as prefect:
+        with suppress(ObjectNotFound):
+            return prefect.read_global_concurrency_limit_by_name(name)
+        with suppress(ObjectAlreadyExists):  # another process was faster
+            prefect.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, **size))
+        return prefect.read_global_concurrency_limit_by_name(name)
 
 
-_given_up = {}  # the flow runs in which nobody should wait any longer, and why
+class NotSentError(RuntimeError):
+    """A request was not sent: the wait for it would be too long, or was ended."""
 
 
-class Slots:
-    """A flow run's slots of the global limit, acquired by one worker for all that wait.
+gates = {}  # by flow run; by task run where there is no flow
 
-    Each would otherwise be a request of its own to Prefect's server, one after another. Of a limit
-    with plenty of slots it acquires some ahead: as many as were used so far, at most a hundredth of
-    what is free. What is not used within a second lapses.
+
+class Gate:
+    """What each request of a run passes: not before GitHub's time is over, and with a slot.
+
+    A flow run has one in each process. Once it is shut, whoever waits in it gives up.
     """
 
     def __init__(self):
-        self.turn = Lock()  # of the worker that acquires
+        self.shut, self.why = Event(), "not asked: the flow run was interrupted"
+        self.closed = defaultdict(lambda: (0.0, ""))  # until when (monotonic), why; None: for all
+        self.turn = Lock()  # of the worker that acquires slots, for all that wait
         self.waiting = deque()  # an entry for each worker that wants a slot
-        self.acquired, self.lapse = 0, 0.0  # slots not yet used, and the time when they lapse
-        self.free = 0  # slots seen at the server and not yet acquired
-        self.used = 0
+        self.slots = 0  # acquired for workers that wait, and not yet taken by them
+        self.told = -60.0  # when it was last said that somebody waits (monotonic seconds)
 
-    def take(self) -> None:
-        """Wait for a slot, and use it up.
+    def __enter__(self) -> None:
+        gates[flow_run.id] = self  # a new one, also when the flow run is retried
 
-        Raises `ConcurrencySlotAcquisitionError` if the limit is missing, and `InterruptedError` if
-        the flow run was interrupted or Prefect's server is gone.
-        """
+    def __exit__(self, *_) -> None:
+        self.shut.set()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep. Raises `NotSentError` as soon as the gate is shut."""
+        if self.shut.wait(seconds):
+            raise NotSentError(self.why)
+
+    def wait(self, repo: str) -> None:
+        """Wait until a request for the repository may be sent. Raises `NotSentError`."""
+        while True:
+            self.sleep(self.seconds_closed(repo))
+            self.take_slot()
+            if self.seconds_closed(repo) <= 0:  # else the slot is lost: it was for this moment
+                return
+
+    def seconds_closed(self, repo: str) -> float:
+        until, why = max(self.closed[None], self.closed[repo])
+        if until - time.monotonic() > LONGEST_WAIT:
+            raise NotSentError(why)
+        return until - time.monotonic()
+
+    def obey(self, repo: str, error: httpx.HTTPStatusError) -> None:
+        """Let nobody ask before GitHub's time is over; a server error is for one repository."""
+        wait = seconds_to_wait(error.response) or 0
+        key = None if is_rate_limit(error.response) else repo
+        until = time.monotonic() + wait
+        if wait and until > self.closed[key][0] + 1:  # else it is known already
+            self.closed[key] = until, reason(error)
+            get_run_logger().info("GitHub asks to wait %.0f s, until %s", wait, clock(wait))
+
+    def take_slot(self) -> None:
+        """Wait for a slot of the global limit, and use it up."""
         self.waiting.append(None)
         try:
             with self.turn:
-                if not self.acquired or time.monotonic() > self.lapse:
-                    try:
-                        self.acquired, self.lapse = self.acquire(), time.monotonic() + 1
-                    except httpx.HTTPError as error:
-                        server_is_gone(error)
-                    except ConcurrencySlotAcquisitionError as error:
-                        if isinstance(error.__cause__, httpx.TransportError):
-                            server_is_gone(error.__cause__)
-                        raise
-                self.acquired -= 1
-                self.used += 1
+                if not self.slots:
+                    self.slots = self.acquire()
+                self.slots -= 1
+        except (httpx.TransportError, ConcurrencySlotAcquisitionError) as error:
+            if any(isinstance(e, httpx.TransportError) for e in (error, error.__cause__)):
+                self.why = f"Prefect's server ({settings.PREFECT_API_URL.value()}) is gone: {error}"
+                self.shut.set()  # its client has tried for a minute, nobody else has to
+            raise
         finally:
             self.waiting.pop()
 
     def acquire(self) -> int:
-        """Acquire slots for those that wait, as soon as any is free. Returns how many."""
-        pause(0.01)  # others are on their way
-        if self.free < MAX_WORKERS:
-            self.free = wait_for_free_slots()
-        ahead = min(self.used, self.free // 100)
-        count = min(max(len(self.waiting), ahead), self.free)
-        self.free -= count
-        rate_limit(LIMIT, occupy=count, strict=True)  # strict: a missing limit is an error
-        return count
+        """Acquire slots for those that wait now, as soon as there are any. Returns how many.
 
+        It looks before it asks: after a refusal Prefect's client sleeps for a random time, in the
+        mean until so many slots become free, and nothing wakes it.
+        """
+        asked = time.monotonic()
+        self.sleep(0.01)  # others are on their way
+        while True:
+            limit = ensure_limit()
+            if not limit.active:
+                self.tell(f"the limit {limit.name} is not active: it holds nothing back")
+                return len(self.waiting)
+            if not limit.slot_decay_per_second:
+                raise NotSentError(f"the limit {limit.name} has no slot decay: none becomes free")
+            slot = 1 / limit.slot_decay_per_second  # seconds until the next one is free
+            free = limit.limit - limit.active_slots
+            if free < 1 and time.monotonic() - asked > slot:
+                free = 1  # perhaps: servers before 3.7 leave the decay out
+            if free > 0:
+                asked, count = time.monotonic(), min(free, len(self.waiting))
+                with suppress(TimeoutError):  # another process was faster
+                    rate_limit(limit.name, occupy=count, timeout_seconds=3, strict=True)
+                    return count
+            if (wait := (len(self.waiting) - free) * slot) > 3:
+                who = f"{len(self.waiting)} wait for slots of the limit {limit.name}"
+                self.tell(f"{who}, the last of them until about {clock(wait)}")
+            self.sleep(min(max(slot / 20, 0.05), 1))
 
-slots = defaultdict(Slots)  # by flow run
-
-
-def wait_for_free_slots() -> int:
-    """Look until the limit has free slots. Returns how many; for a missing limit, 1.
-
-    To ask for a slot when none is free would cost one: each refusal sets the decay back.
-    """
-    try:
-        with get_client(sync_client=True) as client:
-            while True:
-                limit = client.read_global_concurrency_limit_by_name(LIMIT)
-                free = limit.limit - (limit.active_slots if limit.active else 0)
-                if free > 0:
-                    return free
-                pause(0.5 / max(limit.slot_decay_per_second, 0.5))
-    except ObjectNotFound:
-        return 1
-
-
-def server_is_gone(error: httpx.HTTPError) -> NoReturn:
-    """Give the flow run up: Prefect's client has tried for a minute, no worker should try again.
-
-    Raises `InterruptedError`.
-    """
-    give_up(f"Prefect's server ({PREFECT_API_URL.value()}) does not answer: {error}")
-    raise InterruptedError(_given_up.get(flow_run.id, error)) from error
-
-
-def pause(seconds: float) -> None:
-    """Sleep, but raise `InterruptedError` as soon as the flow run is given up."""
-    end = time.monotonic() + seconds
-    while True:
-        if why := _given_up.get(flow_run.id):
-            raise InterruptedError(why)
-        if (left := end - time.monotonic()) <= 0:
-            return
-        time.sleep(min(left, 0.2))
-
-
-def give_up(why: str) -> None:
-    """Let no worker of this flow run wait any longer."""
-    if flow_run.id:
-        _given_up[flow_run.id] = why
-
-
-def follow(futures: PrefectFutureList, title: str) -> PrefectFutureList:
-    """Wait for the futures, and return them. If there are many, a progress bar shows the way."""
-    finished = as_completed(futures)
-    console = Console(stderr=True)
-    for handler in logging.getLogger().handlers:
-        console = getattr(handler, "console", console)  # so that log and bar share the screen
-    if len(futures) >= MANY and console.is_jupyter:
-        from IPython.display import ProgressBar
-
-        finished = zip(ProgressBar(len(futures)), finished, strict=False)
-    elif len(futures) >= MANY and console.is_terminal:
-        finished = track(finished, title, len(futures), console=console)
-    try:
-        with console.use_theme(Theme()):  # Prefect's own knows no colors for a bar
-            for _ in finished:
-                pass
-        futures.wait()  # a future knows its final state only when it was asked
-    except KeyboardInterrupt:
-        give_up("interrupted")
-        raise
-    return futures
+    def tell(self, what: str) -> None:
+        """Log it, once a minute at most."""
+        if time.monotonic() - self.told >= 60:
+            self.told = time.monotonic()
+            get_run_logger().warning(what)
 
 
 # --- The script -----------------------------------------------------------------------------------
 
 
-# For the temporary server that Prefect starts where none is configured. On a fresh home it needs
-# longer than the 20 seconds that Prefect grants it.
-TEMPORARY_SERVER = {
-    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 120,
-    PREFECT_SERVER_ANALYTICS_ENABLED: False,
-}
+def one_connection(home: Path) -> str:
+    """The address of a Prefect server's SQLite database in a folder, over a single connection.
 
-
-INTERRUPTED = "Interrupted. What was fetched is cached."
-
-
-def no_traceback(record: logging.LogRecord) -> bool:
-    """Filter for the terminal, where one line says it; Prefect's server has the traceback too."""
-    record.exc_info = record.exc_text = None
-    return True
+    With several connections, a write that meets another one costs two seconds, or up to a minute.
+    Prefect opens one for any address with ":memory:" in it; SQLite ignores the parameter `label`.
+    """
+    return f"sqlite+aiosqlite:///{(home / 'prefect.db').as_uri()}?uri=true&label=:memory:"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run `show_stars` from the command line. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description="Print the star counts of GitHub repositories; fetch each once a day at most.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="""\
-environment:
-  GITHUB_TOKEN                  5,000 requests an hour instead of 60; sent to the API only
-  GITHUB_API_URL                another API: GitHub Enterprise, or the practice API of
-                                python notebooks/fake_github.py
-  PREFECT_API_URL               the Prefect server to use; without it a temporary one is started
-  PREFECT_TASKS_REFRESH_CACHE   true: ask again for what is cached
-
-exit code: 0 all fetched, 1 some repositories failed, 2 bad arguments or address, 3 no Prefect
-server, 130 interrupted
-""",
-    )
-    parser.add_argument(
-        "repos",
-        nargs="*",
-        metavar="OWNER/NAME",
-        default=REPOS,
-        help=f"the repositories; without any: {', '.join(REPOS)}",
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("repos", nargs="*", metavar="OWNER/NAME", default=REPOS)
     repos = parser.parse_args(argv).repos
     try:
         check_names(repos)
-        github()
+        client()
     except ValueError as error:
         parser.error(str(error))
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(no_traceback)
+    for handler in logging.getLogger().handlers:  # Prefect's server has the tracebacks
+        handler.formatter.formatException = lambda _: ""
+    server = settings.PREFECT_API_URL.value()
+    if not server:
+        print("Starting a temporary Prefect server, which takes a moment", file=sys.stderr)
+        database = one_connection(settings.PREFECT_HOME.value().absolute())
+        os.environ.setdefault("PREFECT_SERVER_DATABASE_CONNECTION_URL", database)
+    defaults = {
+        settings.PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 120,  # 20 are too few
+        settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # its thread takes a second to end
+    }
     try:
-        with temporary_settings(set_defaults=TEMPORARY_SERVER):
+        with settings.temporary_settings(set_defaults=defaults):
             state = show_stars(repos, return_state=True)
-    except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        return 130
     except (httpx.HTTPError, RuntimeError, ValueError) as error:  # the flow's own are in its state
-        server = PREFECT_API_URL.value() or "a temporary one"
-        print(f"The Prefect server ({server}) failed: {error}", file=sys.stderr)
+        print(f"The Prefect server ({server or 'temporary'}) failed: {error}", file=sys.stderr)
         return 3
     if state.is_completed():
         return 0
@@ -551,30 +463,23 @@ server, 130 interrupted
     return 1
 
 
-def end_within(seconds: float, code: int, message: str = "") -> None:
-    """End the process after so many seconds if it has not ended by itself.
-
-    Prefect waits for its workers, and a worker waits for GitHub or for a slot, perhaps for minutes.
-    It also waits until its server has the last logs and events: for hours if the server is gone.
-    """
-
-    def end():
-        print(message, end="", file=sys.stderr, flush=True)
-        os._exit(code)
-
-    timer = Timer(seconds, end)
+def end_within(seconds: float, code: int) -> None:
+    """End the process by then: if its server is gone, Prefect would wait for hours."""
+    timer = Timer(seconds, os._exit, [code])
     timer.daemon = True
     timer.start()
 
 
-def interrupt(*_) -> None:
-    """What Ctrl-C does."""
-    end_within(5, 130, INTERRUPTED + "\n")
-    raise KeyboardInterrupt
+def interrupt(number: int, _) -> None:
+    """What Ctrl-C and SIGTERM do."""
+    os.write(2, b"Interrupted. What was fetched is cached.\n")
+    end_within(5, 128 + number)
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     code = main()
     end_within(2 if code == 3 else 30, code)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""The set-up cell of every lesson, and the charts that lessons share.
+"""The set-up cell of every lesson: a Prefect server and a practice API for its kernel.
 
 `start()` prepares a kernel: a Prefect server of the lessons' own, running in the background for all
 notebooks, and the practice API, running in a thread of the kernel. Whatever the reader has of
@@ -46,21 +46,6 @@ KERNEL_SETTINGS = {
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # a task may be called without a flow
     "PREFECT_LOGGING_COLORS": "false",  # of a script that a cell runs
 }
-SERVER_SETTINGS = KERNEL_SETTINGS | {
-    # Writes in batches, over one connection to the database: without it, `rate_limit()` waits two
-    # seconds whenever another write comes between its read and its write. Prefect opens a single
-    # connection for any address with ":memory:" in it. SQLite ignores the parameter `label`; the
-    # database is a file, in the folder in which the server is started.
-    "PREFECT_SERVER_DATABASE_CONNECTION_URL": (
-        "sqlite+aiosqlite:///file:prefect.db?uri=true&label=:memory:"
-    ),
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
-    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "200",
-    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_READ_BATCH_SIZE": "200",
-    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "1",
-}
 
 
 class SetupError(RuntimeError):
@@ -105,13 +90,19 @@ def _launch() -> str:
     port = free_port(PORTS)
     url = f"http://127.0.0.1:{port}"
     print(f"Starting the Prefect server of the lessons on {url} (half a minute, once) …")
+    from pipeline import one_connection
+
+    settings = KERNEL_SETTINGS | {
+        "PREFECT_API_URL": f"{url}/api",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": one_connection(HOME),
+    }
     command = [sys.executable, "-m", "prefect", "server", "start"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with SERVER_LOG.open("w") as log:
         server = subprocess.Popen(
             command,
             cwd=HOME,
-            env=isolated(SERVER_SETTINGS | {"PREFECT_API_URL": f"{url}/api"}),
+            env=isolated(settings),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -341,124 +332,27 @@ def clear_cache() -> None:
     shutil.rmtree(HOME / "storage", ignore_errors=True)
 
 
-# --- Charts ---------------------------------------------------------------------------------------
+def show_code(*things, only: str = "") -> None:
+    """Print the source of tasks, flows or functions, without their docstrings.
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # told apart by colour-blind readers too
-
-
-def show_code(*functions) -> None:
-    """Print the source of tasks, flows or functions, without their docstrings."""
+    A string names something that pipeline.py assigns, such as "resilient_fetch_stats". With `only`
+    just the lines are printed in which that pattern is found.
+    """
     import inspect
 
     sources = []
-    for function in functions:
-        function = getattr(function, "fn", function)
-        source = textwrap.dedent(inspect.getsource(function))
-        sources.append(re.sub(r'^ *""".*?"""\n', "", source, count=1, flags=re.S | re.M))
-    print("\n\n".join(sources), end="")
+    for thing in things:
+        if isinstance(thing, str):
+            import pipeline
 
-
-def chart_requests(requests, title: str, repos: list[str] | None = None, floor=None) -> None:
-    """Draw when each request was under way, a row for each repository, as the practice API saw it.
-
-    requests: a `FakeGitHub.requests`, or several of them by name, drawn on one time scale
-    repos: the rows from top to bottom, also for repositories that were never asked
-    floor: where to draw the shortest possible time, in seconds; by name for several
-    """
-    import matplotlib.pyplot as plt
-
-    logs = requests if isinstance(requests, dict) else {"": requests}
-    floors = floor if isinstance(floor, dict) else dict.fromkeys(logs, floor)
-    rows = [repos or log["repository"].drop_duplicates().tolist() for log in logs.values()]
-    row = 0.3 if len(logs) < 3 else 0.22  # inches, so that all is seen at once
-    heights = [0.6 + (row * len(names) if len(names) <= 12 else 3) for names in rows]
-    longest = max((log["time"] + log["duration"]).max() for log in logs.values())
-    figure, all_axes = plt.subplots(
-        len(logs),
-        sharex=True,
-        squeeze=False,
-        figsize=(8, 0.6 + sum(heights)),
-        height_ratios=heights,
-    )
-    for axes, names, (name, log) in zip(all_axes[:, 0], rows, logs.items(), strict=True):
-        y = log["repository"].map(names.index)
-        end = log["time"] + log["duration"]
-        failed = ~log["status"].between(200, 399)
-        colors = failed.map({True: ORANGE, False: BLUE})
-        axes.barh(y, log["duration"], left=log["time"], height=0.6, color=colors)
-        following = log.groupby("repository")["time"].shift(-1)
-        for bar in log.index[failed] if len(names) <= 12 else ():
-            status = str(log["status"][bar] or "no answer")
-            room = longest * (0.03 + 0.016 * len(status))
-            label = {"va": "center", "fontsize": "small"}
-            if log["duration"][bar] > room:
-                middle = log["time"][bar] + log["duration"][bar] / 2
-                axes.text(middle, y[bar], status, ha="center", color="white", **label)
-            elif not following[bar] < end[bar] + room:  # of attempts close together, the last
-                axes.text(end[bar], y[bar], f" {status}", color=ORANGE, **label)
-        if floors.get(name):
-            axes.axvline(floors[name], color="black", linestyle="--", linewidth=1)
-            axes.text(floors[name], -0.6, " floor", va="bottom", fontsize="small")
-        if len(names) <= 12:
-            axes.set_yticks(range(len(names)), names)
+            module = inspect.getsource(pipeline)
+            [source] = re.findall(rf"^{thing} = .*\n(?:[ )].*\n)*", module, re.M)
         else:
-            axes.set_yticks([])
-            axes.set_ylabel(f"{len(names)} repositories")
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_title(name, loc="left", fontsize="medium", pad=16 if floors.get(name) else None)
-    all_axes[-1, 0].set_xlabel("time (s)")
-    all_axes[-1, 0].set_xlim(left=0)
-    figure.suptitle(title, x=0.01, ha="left")
-    counts = [f"{len(log)} requests {name}".strip() for name, log in logs.items()]
-    show_chart(figure, f"{title}. Over time, a row for each repository: {', '.join(counts)}.")
-
-
-def chart_allowance(
-    requests, title: str, limit: int, slot_decay_per_second: float, api: tuple | None = None
-) -> None:
-    """Draw the requests so far against the most that a global concurrency limit lets through.
-
-    That is `limit` at once, and `slot_decay_per_second` more a second. Refused requests (403, 429)
-    are marked.
-
-    api: what the API answers, as (requests, seconds), to draw its first window
-    """
-    import matplotlib.pyplot as plt
-
-    log = requests.sort_values("time", ignore_index=True)
-    count = log.index + 1
-    last = log["time"].max()
-    figure, axes = plt.subplots(figsize=(8, 3.5))
-    axes.step(log["time"], count, where="post", color=BLUE, label="requests")
-    axes.plot(
-        [0, last],
-        [limit, limit + slot_decay_per_second * last],
-        color="black",
-        linestyle="--",
-        label=f"our limit: {limit} + {slot_decay_per_second:g} a second",
-    )
-    if api:
-        answers, window = api
-        label = f"the API: {answers} in {window} seconds"
-        axes.hlines(answers, 0, window, color=GREY, linewidth=2, label=label)
-    refused = log["status"].isin([403, 429])
-    if refused.any():
-        axes.plot(log["time"][refused], count[refused], "x", color=ORANGE, label="refused")
-    axes.set(xlabel="time (s)", ylabel="requests so far", ylim=(0, None), xlim=(0, None))
-    axes.yaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside lower left", ncols=4, fontsize="small")
-    figure.suptitle(title, x=0.01, ha="left")
-    text = f"{len(log)} requests over time, and the line that the limit does not let them cross"
-    show_chart(figure, f"{title}. {text}; {refused.sum()} were refused.")
-
-
-def show_chart(figure, alt: str) -> None:
-    """Show a figure once, with a text for those who do not see it (in HTML made by nbconvert)."""
-    import matplotlib.pyplot as plt
-    from IPython.display import display
-
-    display(figure, metadata={"image/png": {"alt": alt}})
-    plt.close(figure)
+            source = textwrap.dedent(inspect.getsource(getattr(thing, "fn", thing)))
+            source = re.sub(r'^ *""".*?"""\n', "", source, count=1, flags=re.S | re.M)
+        lines = source.splitlines(keepends=True)
+        sources.append("".join(line for line in lines if re.search(only, line)))
+    print("\n\n".join(sources), end="")
 
 
 def main() -> None:

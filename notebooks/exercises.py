@@ -1,0 +1,252 @@
+"""The checks of "Your turn", one for each lesson, and what they have in common.
+
+A check looks at what happened: the states of the runs, and the practice API's log of requests. It
+never reads the answer's text. Each claim holds, does not hold, or was not reached, because the
+experiment in which it could be seen did not take place.
+"""
+
+import io
+from contextlib import redirect_stdout
+
+from prefect import flow
+
+import lesson
+
+HOLDS, FAILS, NOT_REACHED = "holds", "does not hold", "not reached"
+
+
+def verdict(holds: bool, reached: bool = True) -> str:
+    """What is to be said of a claim; one that was not reached can neither hold nor fail."""
+    return (HOLDS if holds else FAILS) if reached else NOT_REACHED
+
+
+def tell(*claims: tuple[str, str, object]) -> bool:
+    """Print a line for each claim: its verdict, its words, the evidence. Returns if all hold."""
+    for words, what, evidence in claims:
+        print(f"{what:<13} | {words}: {evidence}")
+    solved = all(what == HOLDS for _, what, _ in claims)
+    print("Solved." if solved else "Not yet.")
+    return solved
+
+
+def stars_printed(flow, github_repos: list[str]):
+    """Run a flow without its logs. Returns its state and the repositories of its "stars" lines."""
+    with lesson.quiet(), redirect_stdout(io.StringIO()) as page:
+        state = flow(github_repos, return_state=True)
+    lines = page.getvalue().splitlines()
+    return state, [line.partition(":")[0] for line in lines if line.endswith(" stars")]
+
+
+# --- 1 · A first flow -----------------------------------------------------------------------------
+
+
+def check_first_flow(github, show_stars) -> None:
+    """Whether one 503 costs one of three repositories, and the run then fails."""
+    repos = ["PrefectHQ/prefect", "pydantic/pydantic", "huggingface/transformers"]
+    github.reset()
+    whole, _ = stars_printed(show_stars, repos)
+    github.reset()
+    github.fail(repos[1], status=503)
+    state, printed = stars_printed(show_stars, repos)
+    statuses = github.requests["status"].tolist()
+    met, good = 503 in statuses, [repos[0], repos[2]]
+    tell(
+        ("all three are asked", verdict(statuses == [200, 503, 200], met), statuses),
+        ("the two good ones are printed", verdict(printed == good, met), printed),
+        ("the run fails", verdict(state.is_failed(), met), state.type.value),
+        ("without the 503 it completes", verdict(whole.is_completed()), whole.type.value),
+    )
+
+
+# --- 2 · Retries ----------------------------------------------------------------------------------
+
+
+def check_retries(github, fetch) -> None:
+    """Whether a task survives four seconds of 503 in three requests, and asks once for a 404."""
+
+    @flow
+    def fetch_one(github_repo):
+        fetch(github_repo)
+
+    github.reset()
+    with lesson.quiet():
+        fetch_one("PrefectHQ/perfect", return_state=True)
+    missing = github.requests["status"].tolist()
+    github.reset()
+    github.fail("pydantic/pydantic", status=503, times=2)
+    with lesson.quiet():
+        state = fetch_one("pydantic/pydantic", return_state=True)
+    statuses, times = github.requests["status"].tolist(), github.requests["time"]
+    third, after = len(statuses) >= 3, int(max(times, default=0))
+    tell(
+        ("two bad answers, then a good one", verdict(statuses == [503, 503, 200]), statuses),
+        ("the run completes", verdict(state.is_completed(), third), state.type.value),
+        ("the third is asked after 4 s or more", verdict(after >= 4, third), f"after {after} s"),
+        ("a 404 is asked once", verdict(missing == [404], 404 in missing), missing),
+    )
+
+
+# --- 3 · Mapping ----------------------------------------------------------------------------------
+
+
+def check_mapping(github, mapped) -> None:
+    """Whether one misspelt name costs one of eight results, with three requests at a time."""
+    repos = github.repositories["full_name"].head(8).tolist()
+    misspelt = [*repos[:2], "django/djagno", *repos[3:]]
+    github.reset()
+    whole, all_printed = stars_printed(mapped, repos)
+    github.reset()
+    github.latency = 0.4
+    state, printed = stars_printed(mapped, misspelt)
+    asked, at_once = set(github.requests["repository"]), github.in_flight_max
+    met, good = asked == set(misspelt), [*repos[:2], *repos[3:]]
+    message = str(state.message).removeprefix("Flow run encountered an exception: ")
+    named = misspelt[2] in message
+    complete = whole.is_completed() and all_printed == repos
+    tell(
+        ("all eight are asked", verdict(met), f"{len(asked)} asked"),
+        ("three at a time", verdict(at_once == 3, met), f"{at_once} at once"),
+        ("seven lines in the order asked", verdict(printed == good, met), f"{len(printed)} lines"),
+        ("the run fails", verdict(state.is_failed(), met), state.type.value),
+        ("its message has the missing name", verdict(named, state.is_failed()), f"{message:.50}"),
+        ("with eight good names it completes", verdict(complete), whole.type.value),
+    )
+
+
+# --- 4 · Rate limiting ----------------------------------------------------------------------------
+
+
+def check_rate_limiting(github) -> None:
+    """Eighteen repositories under a limit of the reader's size; the API answers 15 in 3 seconds.
+
+    The requests are judged, not the states: whatever is refused is tried again, and completed.
+    """
+    log = github.requests
+    answered = log[log["status"] == 200]
+    count = answered["repository"].nunique()
+    in_time = answered[answered["time"] + answered["duration"] <= 10]["repository"].nunique()
+    small_api = (github.rate_limit, github.rate_window) == (15, 3)
+    statuses = ", ".join(map(str, sorted(log["status"].unique())))
+    tell(
+        ("18 repositories are answered", verdict(count == 18, not log.empty), f"{count} of 18"),
+        (
+            "no request is refused",
+            verdict((log["status"] == 200).all(), small_api and len(log) >= 18),
+            f"statuses {statuses or 'none'}",
+        ),
+        (
+            "all within ten seconds",
+            verdict(in_time == 18, count == 18),
+            f"{in_time} of 18 by then",
+        ),
+    )
+
+
+# --- 5 · Caching ----------------------------------------------------------------------------------
+
+
+def check_caching(github, fetch) -> None:
+    """Three runs with the reader's task; the first answer has status 200 and no star count in it.
+
+    fetch: a task that takes a repository and returns the API's object
+    """
+    from prefect import flow
+
+    import lesson
+    from pipeline import REPOS, get_stars
+
+    @flow
+    def count_stars():
+        return get_stars(fetch(REPOS[0]))
+
+    lesson.clear_cache()
+    github.reset()
+    github.fail(REPOS[0], body={"message": "try later"})
+    seen = []
+    with lesson.quiet():
+        for _ in range(3):
+            state = count_stars(return_state=True)
+            seen.append((state.type.value, len(github.requests)))
+    (first, _), (second, asked), (third, in_all) = seen
+    useless = github.requests["fault"].any()
+    after = [f"{state}, requests so far: {count}" for state, count in seen]
+    tell(
+        ("the useless answer fails the first run", verdict(first == "FAILED", useless), after[0]),
+        (
+            "the second run asks again and completes",
+            verdict((second, asked) == ("COMPLETED", 2), useless and first == "FAILED"),
+            after[1],
+        ),
+        (
+            "the third completes without a request",
+            verdict(third == "COMPLETED" and in_all == asked, second == "COMPLETED"),
+            after[2],
+        ),
+    )
+
+
+# --- 6 · The star chart ---------------------------------------------------------------------------
+
+
+def check_star_chart(github, first_run: dict, second_run: dict) -> None:
+    """Whether the requests of two runs were predicted, with one name misspelt and one cut off.
+
+    first_run, second_run: `{repo: requests}`, a prediction for each
+    """
+    from pipeline import show_stars
+
+    repos = ["PrefectHQ/prefect", "PrefectHQ/perfect", "pydantic/pydantic"]
+    lesson.clear_cache()
+    lesson.new_limit("github-api", 5000, 5000 / 3600)
+    claims = []
+    for words, predicted in ("the first run", first_run), ("the second run", second_run):
+        github.reset()
+        if predicted is first_run:
+            github.fail("pydantic/pydantic", "truncated")
+        stars_printed(show_stars, repos)
+        log = github.requests
+        answers = {repo: log["status"][log["repository"] == repo].tolist() for repo in repos}
+        seen = {repo: len(statuses) for repo, statuses in answers.items()}
+        guessed = isinstance(predicted, dict) and None not in predicted.values()
+        evidence = f"{', '.join(map(str, seen.values()))} requests" if guessed else "no prediction"
+        if guessed and predicted != seen:
+            evidence += f" with the statuses {', '.join(map(str, answers.values()))}"
+        claims.append((words, verdict(predicted == seen, guessed), evidence))
+    tell(*claims)
+
+
+# --- 7 · Scaling out ------------------------------------------------------------------------------
+
+
+def check_scaling_out(github, stars_of) -> None:
+    """Whether a flow gives back what its tasks found in the worker processes of a Dask cluster.
+
+    stars_of: a flow that takes repositories and returns `{repo: stars}`
+    """
+    from distributed import Client, LocalCluster, get_task_stream
+    from prefect_dask import DaskTaskRunner
+
+    figures = {"PrefectHQ/prefect": 101, "pydantic/pydantic": 102, "huggingface/transformers": 103}
+    github.reset()
+    for repo, stars in figures.items():  # known to nobody who has not asked in this run
+        github.fail(repo, fields={"stargazers_count": stars}, times=None)
+    quiet_workers = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
+    options = {"dashboard_address": "127.0.0.1:0", "local_directory": lesson.HOME}
+    with (
+        lesson.quiet(),
+        LocalCluster(n_workers=2, threads_per_worker=2, env=quiet_workers, **options) as cluster,
+        Client(cluster) as client,
+        get_task_stream(client) as record,
+    ):
+        on_dask = stars_of.with_options(task_runner=DaskTaskRunner(address=cluster.scheduler_address))
+        try:
+            found = on_dask(list(figures))
+        except Exception as error:
+            found = f"{type(error).__name__}: {error}"
+    log, runs = github.requests, len(record.data)
+    answered = set(log["repository"][log["status"] == 200])
+    tell(
+        ("all three are asked", verdict(answered == set(figures)), log["status"].tolist()),
+        ("by Dask's workers", verdict(runs >= 3, bool(answered)), f"{runs} task runs"),
+        ("the flow gives back their stars", verdict(found == figures, runs >= 3), found),
+    )
