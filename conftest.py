@@ -76,10 +76,12 @@ def practice_api():
 
 
 @pytest.fixture
-def github(practice_api):
-    """The practice API as new, no cached results, and a `github-api` limit that does not bind."""
+def github(practice_api, monkeypatch):
+    """The practice API as new, no cached results, a limit that does not bind, quick retries."""
     import lesson
+    import pipeline
 
+    monkeypatch.setattr(pipeline.resilient_fetch_stats, "retry_delay_seconds", [0.01])
     practice_api.reset()
     practice_api.latency = 0
     lesson.clear_cache()

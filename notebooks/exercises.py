@@ -29,10 +29,10 @@ def tell(*claims: tuple[str, str, object]) -> bool:
     return solved
 
 
-def stars_printed(flow, github_repos: list[str]):
+def stars_printed(show_stars, github_repos: list[str]):
     """Run a flow without its logs. Returns its state and the repositories of its "stars" lines."""
     with lesson.quiet(), redirect_stdout(io.StringIO()) as page:
-        state = flow(github_repos, return_state=True)
+        state = show_stars(github_repos, return_state=True)
     lines = page.getvalue().splitlines()
     return state, [line.partition(":")[0] for line in lines if line.endswith(" stars")]
 
@@ -238,9 +238,9 @@ def check_scaling_out(github, stars_of) -> None:
         Client(cluster) as client,
         get_task_stream(client) as record,
     ):
-        on_dask = stars_of.with_options(task_runner=DaskTaskRunner(address=cluster.scheduler_address))
+        task_runner = DaskTaskRunner(address=cluster.scheduler_address)
         try:
-            found = on_dask(list(figures))
+            found = stars_of.with_options(task_runner=task_runner)(list(figures))
         except Exception as error:
             found = f"{type(error).__name__}: {error}"
     log, runs = github.requests, len(record.data)

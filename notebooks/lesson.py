@@ -69,7 +69,7 @@ def server_url() -> str | None:
         options = {"timeout": 5, "trust_env": False, "verify": False}
         settings = httpx.get(f"{url}/api/admin/settings", **options).json()
         # A server that took over the port of ours, in another checkout, has another home.
-        return url if settings["home"] == str(HOME) else None
+        return url if HOME.samefile(settings["home"]) else None
     except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError, httpx.InvalidURL):
         return None
 
@@ -106,9 +106,9 @@ def _launch() -> str:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            # A session of its own: interrupting a kernel signals the kernel's whole process group.
+            # Apart from the kernel: interrupting one signals its whole process group.
             start_new_session=True,
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
     ADDRESS.write_text(json.dumps({"url": url, "pid": server.pid}))
     deadline = time.monotonic() + START_UP
@@ -125,7 +125,7 @@ def stop_server() -> bool:
         server = psutil.Process(json.loads(ADDRESS.read_text())["pid"])
         # A process id can be given out again: end it only if it is ours. In its first moment it has
         # no command line yet, which matters if its start was interrupted just then.
-        if server.cwd() != str(HOME) or "prefect" not in (server.cmdline() or ["prefect"]):
+        if not HOME.samefile(server.cwd()) or "prefect" not in (server.cmdline() or ["prefect"]):
             return False
         family = [server, *server.children(recursive=True)]
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
@@ -134,12 +134,19 @@ def stop_server() -> bool:
         ADDRESS.unlink(missing_ok=True)
     for process in filter(is_alive, family):
         process.terminate()
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and any(map(is_alive, family)):
-        time.sleep(0.05)
-    for process in filter(is_alive, family):
-        process.kill()
+    if not ended(family, 10):
+        for process in filter(is_alive, family):
+            process.kill()
+        ended(family, 5)  # Windows keeps their files open until then
     return True
+
+
+def ended(processes: list[psutil.Process], seconds: float) -> bool:
+    """Whether all have ended within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while any(map(is_alive, processes)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(map(is_alive, processes))
 
 
 def is_alive(process: psutil.Process) -> bool:

@@ -43,7 +43,7 @@ def ours(limit=True):
     import pipeline
 
     if not limit:
-        pipeline.Slots.take = lambda self: None
+        pipeline.Gate.take_slot = lambda self: None
     return pipeline.show_stars
 
 
@@ -127,18 +127,20 @@ def floor():
 
 
 OURS, TUTORIAL, PLAIN = "this pipeline", "the usual form", "plain Python"
+DEFAULT = "this pipeline, default server"  # the others but the usual form have the lessons'
 NO_LIMIT, FLOOR = ", no limit", "empty tasks, as many"
 CONTENDERS = {  # name: what does the work, and how many task runs it makes for each repository
     OURS: (ours, 2),
     OURS + NO_LIMIT: (partial(ours, limit=False), 2),
     TUTORIAL: (tutorial, 2),
     TUTORIAL + NO_LIMIT: (partial(tutorial, limit=False), 2),
+    DEFAULT: (ours, 2),
     FLOOR: (floor, 2),
     PLAIN: (plain, 0),
 }
 
 
-LONG = defaultdict(lambda: SIZES[-1], {TUTORIAL: 30, TUTORIAL + NO_LIMIT: 300})
+LONG = defaultdict(lambda: SIZES[-1], {TUTORIAL: 30, TUTORIAL + NO_LIMIT: 300, DEFAULT: 300})
 
 
 def measure(contender: str, count: int) -> dict[str, float]:
@@ -253,13 +255,26 @@ def compare(folder: Path, repeat: int, chart: Path | None) -> None:
 
     def run(contender, count):
         shutil.rmtree(folder / "cold", ignore_errors=True)
-        url = default if contender.startswith(TUTORIAL) else tuned
+        url = default if contender.startswith((TUTORIAL, DEFAULT)) else tuned
         env = environment(url, str(folder / "cold"))
         python("-c", LIMIT, env=env)
         print(f"{contender} {count} …", end=" ", file=sys.stderr, flush=True)
         figures = json.loads(python(__file__, "--measure", contender, str(count), env=env))
         print({name: round(value, 1) for name, value in figures.items()}, file=sys.stderr)
         return figures
+
+    def run_script():
+        """Seconds of `python pipeline.py` without a Prefect server, on a fresh home and again."""
+        home = tempfile.mkdtemp(dir=folder)
+        env = environment("", home)
+        for name in ("PREFECT_API_URL", "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"):
+            del env[name]
+        times = []
+        for _ in range(2):
+            begin = time.perf_counter()
+            python(ROOT / "pipeline.py", *(f"load-test/{n}" for n in range(50)), env=env)
+            times.append(time.perf_counter() - begin)
+        return times
 
     with FakeGitHub(LATENCY, NEVER_BINDS) as github, default_server(folder) as default:
         tuned = lesson.start_server()
@@ -270,8 +285,9 @@ def compare(folder: Path, repeat: int, chart: Path | None) -> None:
                     if count > LONG[contender] or (count == SIZES[-1] and turn):
                         continue  # it would take minutes
                     measured[contender, count].append(run(contender, count))
-            for contender in OURS, TUTORIAL:
+            for contender in OURS, TUTORIAL, DEFAULT:
                 measured[contender, 60].append(run(contender, 60))
+        script = [run_script() for _ in range(3 * repeat)]
         firsts, again = defaultdict(list), []
         for _ in range(2 * repeat):
             env = environment(tuned, str(lesson.HOME))
@@ -282,6 +298,9 @@ def compare(folder: Path, repeat: int, chart: Path | None) -> None:
                 firsts[name].append(time.perf_counter() - begin)
             again.append(float(python("-c", AGAIN, env=env).split()[-1]))
     report(measured, {name: statistics.median(times) for name, times in firsts.items()}, again)
+    print("\n50 repositories by `python pipeline.py`, no server: seconds, the median and the worst")
+    for name, times in zip(("fresh home", "again"), zip(*script, strict=True), strict=True):
+        print(f"{name}: {statistics.median(times):.1f}, {max(times):.1f}")
     if chart:
         draw(measured, chart)
 
@@ -360,7 +379,15 @@ def report(measured: dict, firsts: dict[str, float], again: list[float]) -> None
         (
             "300: the limit costs a factor of",
             ours(300, "cold") / median(OURS + NO_LIMIT, 300, "cold"),
-            "at most 1.3",
+            "at most 1.35",
+        ),
+        *(
+            (
+                f"{count}, a default server: the usual form takes … times as long",
+                median(usual, count, "cold") / median(DEFAULT, count, "cold"),
+                "",
+            )
+            for usual, count in ((TUTORIAL, 60), (TUTORIAL + NO_LIMIT, 300))
         ),
         *(
             (
@@ -411,7 +438,7 @@ def report(measured: dict, firsts: dict[str, float], again: list[float]) -> None
 def draw(measured: dict, file: Path) -> None:
     import matplotlib.pyplot as plt
 
-    from lesson import BLUE, GREY, ORANGE
+    from charts import BLUE, GREY, ORANGE
 
     plt.style.use(ROOT / "notebooks" / "matplotlibrc")
     figure, axes = plt.subplots(figsize=(8, 4.5))

@@ -10,7 +10,6 @@ import re
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -32,30 +31,35 @@ TOKEN = "ghp_Th1sIsN0tF0rPract1ceAndN0bodys"
 # In the place of `python -m prefect server start --host 127.0.0.1 --port N`. With a file "mute" in
 # its home it never answers, with a file "broken" it ends at once.
 STAND_IN = """\
-    #!{python} -S
-    import json, os, sys, time
-    from http.server import BaseHTTPRequestHandler, HTTPServer
+import json, os, sys, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps({{"home": os.environ["PREFECT_HOME"]}}).encode())
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"home": os.environ["PREFECT_HOME"]}).encode())
 
-    if os.path.exists("broken"):
-        sys.exit("This is why.")
-    while os.path.exists("mute"):
-        time.sleep(0.1)
-    HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+if os.path.exists("broken"):
+    sys.exit("This is why.")
+while os.path.exists("mute"):
+    time.sleep(0.1)
+HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
 """
+
+
+def stand_in(folder):
+    """A new folder for PYTHONPATH, with a stand-in for Prefect that is up at once."""
+    package = folder / "stand in" / "prefect"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(STAND_IN, encoding="utf-8")
+    return str(package.parent)
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A fresh home for `lesson`, whose servers are stand-ins. Ends all that were started in it."""
-    stand_in = tmp_path / "python"
-    stand_in.write_text(textwrap.dedent(STAND_IN).format(python=sys.executable))
-    stand_in.chmod(0o755)
     home = tmp_path / "home"
     monkeypatch.setattr(lesson, "HOME", home)
     monkeypatch.setattr(lesson, "ADDRESS", home / "server.json")
@@ -63,25 +67,30 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setattr(lesson, "PORTS", (0,))
     monkeypatch.setattr(lesson, "START_UP", 30)
     monkeypatch.setitem(lesson.SERVER_SETTINGS, "PREFECT_HOME", str(home))
-    monkeypatch.setattr(sys, "executable", str(stand_in))
+    monkeypatch.setenv("PYTHONPATH", stand_in(tmp_path))
     yield home
     end_servers_in(home)
 
 
 def servers_in(home):
-    """The processes that are running in a home."""
-    found = []
+    """The processes that are running in a home, without their children."""
+    found = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.cwd() == str(home) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
+                found[process.pid] = process
+    return [process for process in found.values() if process.ppid() not in found]
 
 
 def end_servers_in(home):
-    for process in servers_in(home):
-        process.kill()
-    until(lambda: not servers_in(home))  # psutil's wait() waits for zombies too
+    def none_left():
+        servers = servers_in(home)
+        for server in servers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                server.kill()
+        return not servers
+
+    until(none_left)
 
 
 def until(condition):
@@ -103,13 +112,12 @@ def test_the_server_is_started_once(home, capsys):
 
 
 def test_several_kernels_at_once_start_one_server(home):
-    code = f"import sys; sys.executable = {sys.executable!r}; import lesson; lesson.PORTS = (0,)"
-    command = [psutil.Process().exe(), "-c", f"{code}; print(lesson.start_server())"]
+    code = "import lesson; lesson.PORTS = (0,); print(lesson.start_server())"
     kernels = [
         subprocess.Popen(
-            command,
+            [sys.executable, "-c", code],
             cwd=ROOT / "notebooks",
-            env=os.environ | {"LESSONS_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)},
+            env=os.environ | {"LESSONS_HOME": str(home)},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -161,7 +169,7 @@ def test_a_server_that_does_not_come_up_is_one_sentence(home):
 def foreign(tmp_path):
     """A process that is not ours, with a server that is none of Prefect's. Nobody may end it."""
     process = subprocess.Popen(
-        [psutil.Process().exe(), "-c", "import time; time.sleep(600)", "prefect"], cwd=tmp_path
+        [sys.executable, "-c", "import time; time.sleep(600)", "prefect"], cwd=tmp_path
     )
 
     class Handler(BaseHTTPRequestHandler):
@@ -204,9 +212,9 @@ def foreign(tmp_path):
 def test_a_stale_address_heals_and_ends_no_foreign_process(home, foreign, stale):
     text = stale.replace("FOREIGN", str(foreign[0])).replace("PORT", str(foreign[1]))
     home.mkdir()
-    lesson.ADDRESS.write_text(text, errors="surrogateescape")
+    lesson.ADDRESS.write_text(text, encoding="utf-8", errors="surrogateescape")
     assert lesson.stop_server() is False
-    lesson.ADDRESS.write_text(text, errors="surrogateescape")
+    lesson.ADDRESS.write_text(text, encoding="utf-8", errors="surrogateescape")
     assert lesson.server_url() is None
     assert lesson.start_server() == lesson.server_url()
     assert len(servers_in(home)) == 1

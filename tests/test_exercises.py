@@ -1,0 +1,66 @@
+"""Every "Your turn": its check says no to the start and to a wrong answer, and yes to the solution.
+
+In a notebook the reader changes the cell with the tag `exercise`, and the one with the tag `check`
+judges. The folded solution stands after it.
+"""
+
+import logging
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import lesson
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+WRONG = {  # lesson: what makes its solution a wrong answer
+    "01_first_flow": ("    if failed:", "    if len(failed) > 1:"),
+    "02_retries": ("backoff_factor=2", "backoff_factor=1"),
+    "03_mapping": ("max_workers=3", "max_workers=4"),
+    "04_rate_limiting": ("slots, free_a_second = 3,", "slots, free_a_second = 14,"),
+    "05_caching": ('"stargazers_count" not in', '"message" in {} and "x" not in'),
+    "06_star_chart": ('"pydantic/pydantic": 2', '"pydantic/pydantic": 1'),
+    "07_scaling_out": ('["stargazers_count"]', '["forks_count"]'),
+}
+
+
+def parts(name):
+    """The sources of a lesson's exercise, check and solution."""
+    cells = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
+    tagged = {
+        tag: [n for n, cell in enumerate(cells) if tag in cell.metadata.get("tags", [])]
+        for tag in ("exercise", "check")
+    }
+    assert [len(found) for found in tagged.values()] == [1, 1], f"one of each, not {tagged}"
+    (exercise,), (check,) = tagged.values()
+    between = [cell.cell_type for cell in cells[exercise + 1 : check]]
+    assert "code" not in between, "the check is the next code cell"
+    solution = cells[check + 1].source
+    assert solution.startswith("<details><summary>Solution</summary>")
+    (code,) = re.findall(r"^```python\n(.+?)^```$", solution, re.M | re.S)
+    return cells[exercise].source, cells[check].source, code
+
+
+@pytest.mark.parametrize("answer", ["start", "wrong", "right"])
+@pytest.mark.parametrize("name", WRONG)
+def test_the_check_knows_right_from_wrong(github, monkeypatch, capsys, name, answer):
+    start, check, solution = parts(name)
+    old, new = WRONG[name]
+    assert old in solution, f"change WRONG for {name}, whose solution has no {old!r}"
+    code = {"start": start, "wrong": solution.replace(old, new), "right": solution}[answer]
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])  # no pytest's
+    cell = {"__name__": "__main__", "github": github, "lesson": lesson}
+    exec(code, cell)
+    capsys.readouterr()
+    exec(check, cell)
+    *claims, verdict = capsys.readouterr().out.splitlines()
+    assert len(claims) > 1
+    assert all(re.match(r"(holds|does not hold|not reached) +\| .+: .", line) for line in claims)
+    if answer == "right":
+        assert verdict == "Solved."
+    else:
+        assert verdict == "Not yet."
+        assert not all(line.startswith("holds") for line in claims)
+    if answer == "wrong":
+        assert any(line.startswith("does not hold") for line in claims)
