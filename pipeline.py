@@ -420,13 +420,17 @@ class Gate:
 # --- The script -----------------------------------------------------------------------------------
 
 
-def one_connection(home: Path) -> str:
-    """The address of a Prefect server's SQLite database in a folder, over a single connection.
-
-    With several connections, a write that meets another one costs two seconds, or up to a minute.
-    Prefect opens one for any address with ":memory:" in it; SQLite ignores the parameter `label`.
+def calm_server(home: Path) -> dict[str, str]:
+    """Settings for a Prefect server with its SQLite database in a folder: writes in batches, over
+    one connection. By default a write that meets another one costs two seconds, or up to a minute.
     """
-    return f"sqlite+aiosqlite:///{(home / 'prefect.db').as_uri()}?uri=true&label=:memory:"
+    # Prefect opens one connection for any address with ":memory:" in it. SQLite ignores `label`.
+    database = f"{(home / 'prefect.db').as_uri()}?uri=true&label=:memory:"
+    server = {"DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}"}
+    for service in ("SERVICES_TASK_RUN_RECORDER", "SERVICES_EVENT_PERSISTER"):
+        server |= {f"{service}_BATCH_SIZE": "200", f"{service}_READ_BATCH_SIZE": "200"}
+        server |= {f"{service}_FLUSH_INTERVAL": "1"}
+    return {f"PREFECT_SERVER_{name}": value for name, value in server.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -445,8 +449,8 @@ def main(argv: list[str] | None = None) -> int:
     server = settings.PREFECT_API_URL.value()
     if not server:
         print("Starting a temporary Prefect server, which takes a moment", file=sys.stderr)
-        database = one_connection(settings.PREFECT_HOME.value().absolute())
-        os.environ.setdefault("PREFECT_SERVER_DATABASE_CONNECTION_URL", database)
+        for name, value in calm_server(settings.PREFECT_HOME.value().absolute()).items():
+            os.environ.setdefault(name, value)  # it inherits them
         for name in ("NO_PROXY", "no_proxy"):  # it is on this machine
             os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
     defaults = {

@@ -39,13 +39,14 @@ from fake_github import FakeGitHub
 if TYPE_CHECKING:  # the processes of the runs do without it
     import pandas as pd
 
-PATIENCE = 30  # seconds that a run may take
+PATIENCE = 40  # seconds that a run may take
 AT_ONCE = 16  # requests
 LIMIT = "github-api"
 WIDE = (5000, 5000 / 3600)  # slots, and how many become free a second: holds nobody back
 STORM = "all of it at once"
+COLUMNS = "verdict", "evidence"
 
-# A fork of a process that has imported Prefect starts at once. macOS's libraries may not survive it.
+# A fork of a process that has imported Prefect starts at once. macOS's libraries may not stand it.
 PROCESSES = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 PROCESSES.set_forkserver_preload(["pipeline", "prefect.main", "prefect.flow_engine", "cloudpickle"])
 
@@ -138,7 +139,7 @@ class Arena:
         self.repos = [f"load-test/{name}-{n:02}" for n in range(count)]
         self.runs: list[Run] = []
 
-    def __enter__(self) -> "Arena":
+    def __enter__(self) -> Arena:
         self.api = FakeGitHub(**self.options).start()
         self.counts = {repo: str(1000 + secrets.randbelow(900_000)) for repo in self.repos}
         return self
@@ -404,7 +405,7 @@ def keeps_apart(arena: Arena) -> tuple[str, str]:
     )
 
 
-# In any 3 seconds the limit lets 3 + 3 × 3 = 12 requests through, and the API answers as many.
+# In any 3 seconds the limit lets 3 + 3 * 3 = 12 requests through, and the API answers as many.
 @promise(
     "is never refused",
     "4 · A limit of our own",
@@ -422,7 +423,7 @@ def never_refused(arena: Arena) -> tuple[str, str]:
     )
 
 
-@promise("asks nobody without a limit", "4 · A limit that is not there", limit=WIDE, count=6)
+@promise("asks nobody without a limit", "4 · Limits that hold nothing back", limit=WIDE, count=6)
 def not_without_limit(arena: Arena) -> tuple[str, str]:
     before = arena.run(arena.repos[:3])
     delete_limit()
@@ -437,12 +438,7 @@ def not_without_limit(arena: Arena) -> tuple[str, str]:
     )
 
 
-@promise(
-    STORM,
-    "6 · The finished flow",
-    limit=(10, 5),
-    **{"count": 16, "rate_limit": 60, "rate_window": 10},
-)
+@promise(STORM, "6 · The finished pipeline", count=16)
 def storm(arena: Arena) -> tuple[str, str]:
     for repo, fault in zip(
         arena.repos,
@@ -490,8 +486,8 @@ def run(flow, *promises: str, patience: float = PATIENCE) -> pd.DataFrame:
 
     patience: seconds that a run may take before it is ended
 
-    Returns a row for each promise: verdict, evidence and, where it does not hold, the section that
-    has the cure. Raises `TypeError` for what is no flow or cannot run in another process, and
+    Returns a row for each promise: verdict, evidence and, unless it holds, the section of a lesson
+    that has the cure. Raises `TypeError` for what is no flow or cannot run in another process, and
     `ValueError` for a promise that there is not.
     """
     import pandas as pd
@@ -507,30 +503,40 @@ def run(flow, *promises: str, patience: float = PATIENCE) -> pd.DataFrame:
         with ThreadPoolExecutor(max_workers=len(ROUNDS)) as pool:
             results = pool.map(lambda words: rounds[words].play(flow, patience), together)
             played |= zip(together, results, strict=True)
+        hangs = played and not any(run.state for *_, runs in played.values() for run in runs)
         for words in but(rounds, *together):
-            if played and not any(run.state for *_, runs in played.values() for run in runs):
-                played[words] = NOT_REACHED, "not tried: no run came to its end", []
-            else:
-                lesson.new_limit(LIMIT, *rounds[words].limit)
-                played[words] = rounds[words].play(flow, patience)
+            lesson.new_limit(LIMIT, *rounds[words].limit)
+            nothing = NOT_REACHED, "not tried: no run came to its end", []
+            played[words] = nothing if hangs else rounds[words].play(flow, patience)
     finally:
         lesson.new_limit(LIMIT, *WIDE)
-    rows = {
-        words: {
-            "verdict": verdict,
-            "evidence": evidence,
-            "cure": "" if verdict == HOLDS else rounds[words].cure,
-        }
-        for words, (verdict, evidence, _) in ((words, played[words]) for words in rounds)
-    }
-    board = pd.DataFrame.from_dict(rows, orient="index")
-    statuses = {
-        words: [n for run in played[words][2] for n in run.log["status"].tolist()]
+    cures = [rounds[words].cure * (played[words][0] != HOLDS) for words in rounds]
+    columns = {n: [played[words][i] for words in rounds] for i, n in enumerate(COLUMNS)}
+    board = pd.DataFrame(columns | {"cure": cures}, index=list(rounds))
+    board.attrs["statuses"] = {  # of all requests, for the chart
+        words: [status for run in played[words][2] for status in run.log["status"].tolist()]
         for words in rounds
     }
-    board.attrs["statuses"] = statuses
     return board
 
 
 def chart(boards: dict[str, pd.DataFrame]) -> None:
-    """Draw the requests of each round, a panel for each contestant."""
+    """Draw how many requests each contestant sent in each round, a panel for each board."""
+    from matplotlib import pyplot as plt
+
+    import charts
+
+    figure, panels = plt.subplots(1, len(boards), sharey=True, sharex=True, figsize=(8, 4))
+    for axes, (name, board) in zip(panels, boards.items(), strict=True):
+        statuses = board.attrs["statuses"].values()
+        good = [numbers.count(200) for numbers in statuses]
+        others = [len(numbers) - count for numbers, count in zip(statuses, good, strict=True)]
+        axes.barh(board.index, good, color=charts.BLUE, label="answered")
+        axes.barh(board.index, others, left=good, color=charts.ORANGE, label="failed")
+        axes.set_title(f"{name}: {sum(good) + sum(others)}", loc="left", fontsize="medium")
+    axes.invert_yaxis()
+    figure.supxlabel("requests", fontsize="medium")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    title = "What each contestant asked of the API"
+    figure.suptitle(title, x=0.01, ha="left")
+    charts.show(figure, f"{title}: bars of the requests in each round, answered and failed.")

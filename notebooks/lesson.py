@@ -90,12 +90,9 @@ def _launch() -> str:
     port = free_port(PORTS)
     url = f"http://127.0.0.1:{port}"
     print(f"Starting the Prefect server of the lessons on {url} (half a minute, once) …")
-    from pipeline import one_connection
+    from pipeline import calm_server
 
-    settings = KERNEL_SETTINGS | {
-        "PREFECT_API_URL": f"{url}/api",
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": one_connection(HOME),
-    }
+    settings = KERNEL_SETTINGS | calm_server(HOME) | {"PREFECT_API_URL": f"{url}/api"}
     command = [sys.executable, "-m", "prefect", "server", "start"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with SERVER_LOG.open("w") as log:
@@ -288,12 +285,14 @@ def plain_logs() -> None:
 @contextmanager
 def quiet():
     """Within it, no log lines are shown; Prefect's server gets them all the same."""
-    (handler,) = logging.getLogger().handlers
-    handler.addFilter(nothing := lambda record: False)
+    handlers, nothing = list(logging.getLogger().handlers), lambda record: False
+    for handler in handlers:
+        handler.addFilter(nothing)
     try:
         yield
     finally:
-        handler.removeFilter(nothing)
+        for handler in handlers:
+            handler.removeFilter(nothing)
 
 
 def task_states(flow_state, count: int) -> dict[str, str]:

@@ -66,7 +66,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setattr(lesson, "SERVER_LOG", home / "server.log")
     monkeypatch.setattr(lesson, "PORTS", (0,))
     monkeypatch.setattr(lesson, "START_UP", 30)
-    monkeypatch.setitem(lesson.SERVER_SETTINGS, "PREFECT_HOME", str(home))
+    monkeypatch.setitem(lesson.KERNEL_SETTINGS, "PREFECT_HOME", str(home))
     monkeypatch.setenv("PYTHONPATH", stand_in(tmp_path))
     yield home
     end_servers_in(home)
@@ -112,10 +112,11 @@ def test_the_server_is_started_once(home, capsys):
 
 
 def test_several_kernels_at_once_start_one_server(home):
-    code = "import lesson; lesson.PORTS = (0,); print(lesson.start_server())"
+    stand_in = os.environ.pop("PYTHONPATH")  # for the server alone
+    code = f"import os, lesson; lesson.PORTS = (0,); os.environ['PYTHONPATH'] = {stand_in!r}"
     kernels = [
         subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", f"{code}; print(lesson.start_server())"],
             cwd=ROOT / "notebooks",
             env=os.environ | {"LESSONS_HOME": str(home)},
             stdout=subprocess.PIPE,

@@ -345,7 +345,6 @@ def test_a_limit_that_nobody_can_see_is_asked_for_all_the_same(github, monkeypat
 def test_creates_a_limit_for_each_allowance_and_changes_none_that_exists(github, monkeypatch):
     for name, token in (("github-api", ""), ("github-api-token", "for-practice")):
         monkeypatch.setenv("GITHUB_TOKEN", token)
-        assert pipeline.github_limit().name == name
         lesson.new_limit(name, 7, 1e-9)
         delete_limit(name)
         show_stars([PYDANTIC])
