@@ -60,6 +60,8 @@ def pytest_runtest_setup(item):
         start = "import lesson; lesson.PORTS = (0,); lesson.start_server()"
         command = [sys.executable, "-c", start]
         starting = subprocess.Popen(command, cwd=LESSON.parent, stdout=subprocess.DEVNULL)
+    if needs_server(item):
+        starting.wait()  # else this process or a kernel might start one, on the usual port
 
 
 def pytest_unconfigure():

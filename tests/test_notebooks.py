@@ -146,3 +146,14 @@ def test_every_chart_has_an_alternative_text(lesson):
         for output in cell.outputs:
             if "image/png" in output.get("data", {}):
                 assert len(output.metadata["image/png"]["alt"]) > 20, cell.source
+
+
+def test_the_board_of_the_readme_is_that_of_the_last_lesson():
+    cells = nbformat.read(PATHS[-1], as_version=4).cells
+    [board] = [cell for cell in cells if 'board["verdict"] for name' in cell.source]
+    html = board.outputs[-1]["data"]["text/html"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"<th>(\w[^<]+)</th>" + r"\s*<td>([^<]+)</td>" * 4, html)
+    assert len(rows) > 10
+    for promise, first, usual, _, finished in rows:
+        assert f"| {promise} | {first} | {usual} | {finished} |" in readme
