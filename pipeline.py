@@ -444,8 +444,8 @@ def main(argv: list[str] | None = None) -> int:
         client()
     except ValueError as error:
         parser.error(str(error))
-    for handler in logging.getLogger().handlers:  # Prefect's server has the tracebacks
-        handler.formatter.formatException = lambda _: ""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(no_traceback)
     server = settings.PREFECT_API_URL.value()
     if not server:
         print("Starting a temporary Prefect server, which takes a moment", file=sys.stderr)
@@ -455,6 +455,7 @@ def main(argv: list[str] | None = None) -> int:
             os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
     defaults = {
         settings.PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 120,  # 20 are too few
+        settings.PREFECT_CLIENT_RETRY_EXTRA_CODES: {500},  # as it does for 503
         settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # its thread takes a second to end
     }
     try:
@@ -467,6 +468,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"The Prefect server ({server or 'temporary'}) failed: {error}", file=sys.stderr)
         return 3
     return 0
+
+
+def no_traceback(record: logging.LogRecord) -> bool:
+    """Filter for the terminal, where one line says it; Prefect's server has the traceback too."""
+    record.exc_info = record.exc_text = None
+    return True
 
 
 def end_within(seconds: float, code: int) -> None:
