@@ -403,12 +403,12 @@ def pays_once(arena: Arena) -> tuple[str, str]:
 def keeps_apart(arena: Arena) -> tuple[str, str]:
     first, old = arena.run(), arena.counts
     arena.api.stop()
-    with arena:
-        second = arena.run()
+    with arena:  # another API, with other counts
+        mixed_up = set(arena.run().lines) & set(old.items())
     return arena.judge(
-        "the first API's counts" if set(second.lines) & set(old.items()) else "each API's own",
+        "the first API's counts" if mixed_up else "each API's own counts",
         attacked=len(first.lines) > 0,
-        holds=not set(second.lines) & set(old.items()),
+        holds=not mixed_up,
         good=arena.repos,
     )
 
@@ -547,8 +547,8 @@ def chart(boards: dict[str, pd.DataFrame]) -> None:
         others = [len(numbers) - count for numbers, count in zip(statuses, good, strict=True)]
         axes.barh(board.index, good, color=charts.BLUE, label="answered")
         axes.barh(board.index, others, left=good, color=charts.ORANGE, label="failed")
-        axes.set_title(f"{name}: {sum(good) + sum(others)}", loc="left", fontsize="medium")
-    axes.invert_yaxis()
+        axes.set_title(f"{name}: {sum(good) + sum(others)}", loc="left", fontsize="small")
+    axes.invert_yaxis()  # of all panels
     figure.supxlabel("requests", fontsize="medium")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=2)
     title = "What each contestant asked of the API"
