@@ -20,13 +20,11 @@ def verdict(holds: bool, reached: bool = True) -> str:
     return (HOLDS if holds else FAILS) if reached else NOT_REACHED
 
 
-def tell(*claims: tuple[str, str, object]) -> bool:
-    """Print a line for each claim: its verdict, its words, the evidence. Returns if all hold."""
+def tell(*claims: tuple[str, str, object]) -> None:
+    """Print a line for each claim: its verdict, its words, the evidence. Then whether all hold."""
     for words, what, evidence in claims:
         print(f"{what:<13} | {words}: {evidence}")
-    solved = all(what == HOLDS for _, what, _ in claims)
-    print("Solved." if solved else "Not yet.")
-    return solved
+    print("Solved." if all(what == HOLDS for _, what, _ in claims) else "Not yet.")
 
 
 def stars_printed(show_stars, github_repos: list[str]):
@@ -150,9 +148,6 @@ def check_caching(github, fetch) -> None:
 
     fetch: a task that takes a repository and returns the API's object
     """
-    from prefect import flow
-
-    import lesson
     from pipeline import REPOS, get_stars
 
     @flow

@@ -435,7 +435,7 @@ def never_refused(arena: Arena) -> tuple[str, str]:
 @promise("asks nobody without a limit", "4 · Limits that hold nothing back", limit=WIDE, count=6)
 def not_without_limit(arena: Arena) -> tuple[str, str]:
     before = arena.run(arena.repos[:3])
-    delete_limit()
+    lesson.delete_limit(LIMIT)
     after = arena.run(arena.repos[3:])
     made = limit_is_there()
     without = f"{len(after.log)} requests, no limit" if len(after.log) else "no limit, no request"
@@ -468,14 +468,6 @@ def storm(arena: Arena) -> tuple[str, str]:
         arena.fail(repo, **fault)
     good = but(arena.repos, *(arena.repos[n] for n in (2, 8, 9)))
     return in_order(arena, good, attacked=lambda run: bool(run.statuses(arena.repos[1])))
-
-
-def delete_limit() -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound
-
-    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
-        client.delete_global_concurrency_limit_by_name(LIMIT)
 
 
 def limit_is_there() -> bool:

@@ -229,14 +229,10 @@ def go_live() -> None:
     The practice limit `github-api` goes too: the pipeline creates the one that GitHub's allowance
     asks for. `start()` returns to practice.
     """
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound
-
     os.environ.pop("GITHUB_API_URL", None)
     if _token:
         os.environ["GITHUB_TOKEN"] = _token
-    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
-        client.delete_global_concurrency_limit_by_name("github-api")
+    delete_limit("github-api")
     print("From here on: https://api.github.com", "with" if _token else "without", "a token")
 
 
@@ -317,20 +313,25 @@ def task_states(flow_state, count: int) -> dict[str, str]:
 
 def new_limit(name: str, limit: int, slot_decay_per_second: float) -> None:
     """Create a global concurrency limit with all its slots free, in place of one of that name."""
-    from contextlib import suppress
-
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
-    from prefect.exceptions import ObjectNotFound
 
+    delete_limit(name)
     with get_client(sync_client=True) as client:
-        with suppress(ObjectNotFound):
-            client.delete_global_concurrency_limit_by_name(name)
         client.create_global_concurrency_limit(
             GlobalConcurrencyLimitCreate(
                 name=name, limit=limit, slot_decay_per_second=slot_decay_per_second
             )
         )
+
+
+def delete_limit(name: str) -> None:
+    """Delete a global concurrency limit, if there is one of that name."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        client.delete_global_concurrency_limit_by_name(name)
 
 
 def clear_cache() -> None:
