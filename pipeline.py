@@ -37,7 +37,6 @@ from prefect import flow, get_run_logger, settings, task
 from prefect.cache_policies import INPUTS, CacheKeyFnPolicy
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
-from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import rate_limit
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
@@ -48,7 +47,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
 REPOS = ["PrefectHQ/prefect", "pydantic/pydantic", "huggingface/transformers"]
-MAX_WORKERS = 16  # threads of the flow, and connections to the API
+MAX_WORKERS = 16  # threads of the flow, and so connections to the API
 LONGEST_WAIT = 120  # seconds; if GitHub asks to wait for longer, a request fails instead
 
 
@@ -153,9 +152,7 @@ def show_stars(github_repos: list[str]) -> dict[str, int]:
     client()  # a malformed address or token is an error of the flow, not of every task run
     ensure_limit()
 
-    names = {}  # by their lower-case form: GitHub knows no capitals
-    for repo in github_repos:
-        names.setdefault(repo.lower(), repo)
+    names = {repo.lower(): repo for repo in github_repos}  # GitHub knows no capitals
     with Gate():  # after it nobody waits any longer, also if the run is interrupted
         futures = resilient_fetch_stats.map(list(names.values()))
         futures.wait()
@@ -174,7 +171,7 @@ def show_stars(github_repos: list[str]) -> dict[str, int]:
     return stars
 
 
-# --- Names, addresses, the client -----------------------------------------------------------------
+# --- The client, and what GitHub's answers mean ---------------------------------------------------
 
 
 def check_names(github_repos: list[str]) -> None:
@@ -209,18 +206,13 @@ def client() -> httpx.Client:
 
 @cache
 def client_for(base_url: str, token: str) -> httpx.Client:
-    headers = {
-        "Accept": "application/vnd.github+json",
-        "X-GitHub-Api-Version": "2022-11-28",
-        "User-Agent": "resilient-pipeline-walkthrough",
-    }
+    headers = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
     if token:  # httpx takes it off again when a redirect leads to another host
         headers["Authorization"] = f"Bearer {token}"
     return httpx.Client(
         base_url=base_url,
         headers=headers,
-        timeout=httpx.Timeout(10, connect=5, pool=None),  # seconds
-        limits=httpx.Limits(max_connections=MAX_WORKERS),
+        timeout=httpx.Timeout(10, connect=5),  # seconds
         follow_redirects=True,  # a renamed repository answers 301
     )
 
@@ -232,9 +224,6 @@ copyreg.pickle(
     httpx.HTTPStatusError,
     lambda e: (partial(type(e), str(e), request=e.request, response=e.response), ()),
 )
-
-
-# --- What GitHub's answers mean -------------------------------------------------------------------
 
 
 def is_rate_limit(response: httpx.Response) -> bool:
@@ -277,14 +266,13 @@ def reason(error: Exception) -> str:
         case httpx.HTTPStatusError(response=response):
             host = f"{response.url.scheme}://{response.url.netloc.decode()}"
             why = f"{response.status_code} {response.reason_phrase} from {host}"
-            wait = seconds_to_wait(response) or 0
             if response.status_code == 401:
                 why += ": GITHUB_TOKEN is wrong or has expired; renew it, or unset it"
-            elif wait > LONGEST_WAIT and not is_rate_limit(response):
-                why += f": not to be asked again until {clock(wait)}"
-            elif wait > LONGEST_WAIT:
-                why += f": rate limited until {clock(wait)}"
-                why += "" if token() else "; with a GITHUB_TOKEN it answers 5,000 requests an hour"
+            if (wait := seconds_to_wait(response) or 0) > LONGEST_WAIT:
+                limited = is_rate_limit(response)
+                why += f": {'rate limited' if limited else 'do not ask again'} until {clock(wait)}"
+                if limited and not token():
+                    why += "; with a GITHUB_TOKEN it answers 5,000 requests an hour"
             return why
         case _:
             why = " ".join(f"{type(error).__name__}: {error}".split())
@@ -294,11 +282,11 @@ def reason(error: Exception) -> str:
 # --- Waiting, and the limit -----------------------------------------------------------------------
 
 
-def ensure_limit() -> GlobalConcurrencyLimitResponse:
+def ensure_limit():
     """The global concurrency limit for GitHub's allowance, as it is now; created if it is missing.
 
-    GitHub answers 60 requests an hour; with a token, counted apart, 5,000 an hour and 900 a minute.
-    The slots, and those that become free meanwhile, are never more.
+    Its slots, and those that become free meanwhile, are never more than what GitHub answers: 60 an
+    hour, or with a token, counted apart, 5,000 an hour and 900 a minute.
     """
     name, slots, per_hour = ("github-api-token", 800, 4200) if token() else ("github-api", 50, 10)
     size = {"limit": slots, "slot_decay_per_second": per_hour / 3600}
@@ -345,16 +333,13 @@ class Gate:
     def wait(self, repo: str) -> None:
         """Wait until a request for the repository may be sent. Raises `NotSentError`."""
         while True:
-            self.sleep(self.seconds_closed(repo))
+            until, why = max(self.closed[None], self.closed[repo])
+            if until - time.monotonic() > LONGEST_WAIT:
+                raise NotSentError(why)
+            self.sleep(until - time.monotonic())
             self.take_slot()
-            if self.seconds_closed(repo) <= 0:  # else the slot is lost: it was for this moment
-                return
-
-    def seconds_closed(self, repo: str) -> float:
-        until, why = max(self.closed[None], self.closed[repo])
-        if until - time.monotonic() > LONGEST_WAIT:
-            raise NotSentError(why)
-        return until - time.monotonic()
+            if (until, why) == max(self.closed[None], self.closed[repo]):
+                return  # else the slot is lost: it was for this moment
 
     def obey(self, repo: str, error: httpx.HTTPStatusError) -> None:
         """Let nobody ask before GitHub's time is over; a server error is for one repository."""
@@ -388,11 +373,9 @@ class Gate:
         mean until so many slots become free, and nothing wakes it.
         """
         asked = time.monotonic()
-        self.sleep(0.01)  # others are on their way
         while True:
             limit = ensure_limit()
             if not limit.active:
-                self.tell(f"the limit {limit.name} is not active: it holds nothing back")
                 return len(self.waiting)
             if not limit.slot_decay_per_second:
                 raise NotSentError(f"the limit {limit.name} has no slot decay: none becomes free")
@@ -405,16 +388,12 @@ class Gate:
                 with suppress(TimeoutError):  # another process was faster
                     rate_limit(limit.name, occupy=count, timeout_seconds=3, strict=True)
                     return count
-            if (wait := (len(self.waiting) - free) * slot) > 3:
+            wait = (len(self.waiting) - free) * slot
+            if wait > 3 and time.monotonic() - self.told >= 60:
+                self.told, last = time.monotonic(), f"the last of them until about {clock(wait)}"
                 who = f"{len(self.waiting)} wait for slots of the limit {limit.name}"
-                self.tell(f"{who}, the last of them until about {clock(wait)}")
+                get_run_logger().warning(f"{who}, {last}")
             self.sleep(min(max(slot / 20, 0.05), 1))
-
-    def tell(self, what: str) -> None:
-        """Log it, once a minute at most."""
-        if time.monotonic() - self.told >= 60:
-            self.told = time.monotonic()
-            get_run_logger().warning(what)
 
 
 # --- The script -----------------------------------------------------------------------------------
@@ -426,11 +405,11 @@ def calm_server(home: Path) -> dict[str, str]:
     """
     # Prefect opens one connection for any address with ":memory:" in it. SQLite ignores `label`.
     database = f"{(home / 'prefect.db').as_uri()}?uri=true&label=:memory:"
-    server = {"DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}"}
-    for service in ("SERVICES_TASK_RUN_RECORDER", "SERVICES_EVENT_PERSISTER"):
-        server |= {f"{service}_BATCH_SIZE": "200", f"{service}_READ_BATCH_SIZE": "200"}
-        server |= {f"{service}_FLUSH_INTERVAL": "1"}
-    return {f"PREFECT_SERVER_{name}": value for name, value in server.items()}
+    server = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}"}
+    for service in ("TASK_RUN_RECORDER", "EVENT_PERSISTER"):
+        for name, value in {"BATCH_SIZE": 200, "READ_BATCH_SIZE": 200, "FLUSH_INTERVAL": 1}.items():
+            server[f"PREFECT_SERVER_SERVICES_{service}_{name}"] = str(value)
+    return server
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -445,12 +424,13 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     for handler in logging.getLogger().handlers:
-        handler.addFilter(no_traceback)
+        # No traceback of an error: the line of the state that it leads to says enough.
+        handler.addFilter(lambda record: record.levelno < logging.ERROR or not record.exc_info)
     server = settings.PREFECT_API_URL.value()
     if not server:
         print("Starting a temporary Prefect server, which takes a moment", file=sys.stderr)
-        for name, value in calm_server(settings.PREFECT_HOME.value().absolute()).items():
-            os.environ.setdefault(name, value)  # it inherits them
+        calm = calm_server(settings.PREFECT_HOME.value().absolute())
+        os.environ |= {**calm, **os.environ}  # it inherits them
         for name in ("NO_PROXY", "no_proxy"):  # it is on this machine
             os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
     defaults = {
@@ -468,12 +448,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"The Prefect server ({server or 'temporary'}) failed: {error}", file=sys.stderr)
         return 3
     return 0
-
-
-def no_traceback(record: logging.LogRecord) -> bool:
-    """Filter for the terminal, where one line says it; Prefect's server has the traceback too."""
-    record.exc_info = record.exc_text = None
-    return True
 
 
 def end_within(seconds: float, code: int) -> None:

@@ -284,7 +284,7 @@ def test_a_server_error_with_a_long_wait_is_no_rate_limit(github):
     assert statuses(github) == [503]
     assert len(failed.value.stars) == 2  # it was for one repository
     assert "503 Service Unavailable" in str(failed.value)
-    assert "not to be asked again until" in str(failed.value)
+    assert "do not ask again until" in str(failed.value)
     assert "rate limit" not in str(failed.value)
     assert "TOKEN" not in str(failed.value)
 
