@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 LESSON = Path(__file__).with_name("notebooks") / "lesson.py"
 starting = None  # the process that starts the Prefect server
@@ -47,10 +48,19 @@ def needs_server(item):
     return "practice_api" in fixtures or "lab" in fixtures
 
 
+def pytest_xdist_make_scheduler(config, log):
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid):  # what has one scope stays together
+            file = nodeid.partition("::")[0]
+            return file if file.endswith(".ipynb") else nodeid
+
+    return Scheduler(config, log)
+
+
 def pytest_collection_modifyitems(items):
-    """What needs no Prefect server comes first, while the server starts; short lessons last."""
+    """What needs no Prefect server comes first, while the server starts; then the long lessons."""
     items.sort(key=lambda item: item.path.name, reverse=True)
-    items.sort(key=needs_server)
+    items.sort(key=lambda item: (needs_server(item), item.path.suffix == ".py"))
 
 
 def pytest_runtest_setup(item):
@@ -79,7 +89,7 @@ def practice_api():
 
 @pytest.fixture
 def github(practice_api, monkeypatch):
-    """The practice API as new, no cached results, a limit that does not bind, quick retries."""
+    """The practice API as new, no cached results, limits that do not bind, quick retries."""
     import lesson
     import pipeline
 
@@ -87,5 +97,6 @@ def github(practice_api, monkeypatch):
     practice_api.reset()
     practice_api.latency = 0
     lesson.clear_cache()
-    lesson.new_limit("github-api", 5000, 5000 / 3600)
+    for name in ("github-api", "github-api-token"):
+        lesson.new_limit(name, 5000, 5000 / 3600)
     return practice_api

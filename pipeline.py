@@ -150,7 +150,8 @@ def show_stars(github_repos: list[str]) -> dict[str, int]:
     """
     check_names(github_repos)
     client()  # a malformed address or token is an error of the flow, not of every task run
-    ensure_limit()
+    if not (limit := ensure_limit()).active:
+        get_run_logger().warning(f"the limit {limit.name} is not active: it holds nothing back")
 
     names = {repo.lower(): repo for repo in github_repos}  # GitHub knows no capitals
     with Gate():  # after it nobody waits any longer, also if the run is interrupted
