@@ -254,8 +254,9 @@ def seconds_to_wait(response: httpx.Response) -> float | None:
 
 
 def clock(seconds: float) -> str:
-    """The local time in so many seconds."""
-    return f"{datetime.now() + timedelta(seconds=min(seconds, 366 * 86_400)):%Y-%m-%d %H:%M:%S}"
+    """The local time in so many seconds, rounded."""
+    moment = datetime.now() + timedelta(seconds=min(seconds, 366 * 86_400) + 0.5)
+    return f"{moment:%Y-%m-%d %H:%M:%S}"
 
 
 def reason(error: Exception) -> str:
@@ -275,6 +276,8 @@ def reason(error: Exception) -> str:
                 if limited and not token():
                     why += "; with a GITHUB_TOKEN it answers 5,000 requests an hour"
             return why
+        case NotSentError():
+            return str(error)
         case _:
             why = " ".join(f"{type(error).__name__}: {error}".split())
             return why + ("; does a proxy or a log-in page answer?" if "Decode" in why else "")

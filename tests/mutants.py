@@ -22,6 +22,7 @@ AT_ONCE = 3
 PIPELINE, CRASHES = "tests/test_pipeline.py::test_", "tests/test_crashes.py::test_"
 FAULTS, HOSTILE = "tests/test_faults.py::test_", "tests/test_hostile_input.py::test_"
 LESSON, GITHUB = "tests/test_lesson.py::test_", "tests/test_fake_github.py::test_"
+GAUNTLET = "tests/test_gauntlet.py::test_"
 CHECK = "tests/test_exercises.py::test_the_check_knows_right_from_wrong"
 
 # By file: the name of a change, the test or lesson that catches it, what is replaced, and by what.
@@ -72,7 +73,7 @@ MUTANTS = {
         (
             "spelling counts",
             f"{PIPELINE}a_repository_asked_twice_in_any_spelling_is_fetched_once",
-            *("names.setdefault(repo.lower(), repo)", "names.setdefault(repo, repo)"),
+            *("{repo.lower(): repo for repo", "{repo: repo for repo"),
         ),
         (
             "an empty list is nothing to do",
@@ -92,7 +93,7 @@ MUTANTS = {
         (
             "no timeout",
             f"{PIPELINE}an_api_that_accepts_and_never_answers_is_given_up",
-            *("timeout=httpx.Timeout(10, connect=5, pool=None)", "timeout=None"),
+            *("timeout=httpx.Timeout(10, connect=5)", "timeout=None"),
         ),
         (
             "a redirect is not followed",
@@ -200,9 +201,19 @@ MUTANTS = {
             *('("github-api", 50, 10)', '("github-api", 60, 60)'),
         ),
         (
+            "nobody says that the limit is switched off",
+            f"{PIPELINE}a_limit_that_is_not_active_holds_nothing_back_and_that_is_said",
+            *("if not (limit := ensure_limit()).active:", "if not ensure_limit():"),
+        ),
+        (
+            "a lost slot is used later",
+            f"{PIPELINE}nobody_asks_before_the_time_is_over_that_github_names",
+            *("if (until, why) == max(self.closed[None], self.closed[repo]):", "if True:"),
+        ),
+        (
             "nobody says that it waits",
             f"{CRASHES}interrupted_while_workers_wait_for_a_slot",
-            *("            get_run_logger().warning(what)\n", "            pass\n"),
+            *('get_run_logger().warning(f"{who}, {last}")', "pass"),
         ),
         (
             "a line for each look",
@@ -228,7 +239,7 @@ MUTANTS = {
         (
             "a wait of hours is allowed",
             f"{PIPELINE}a_spent_allowance_is_not_asked_again",
-            *("        if until - time.monotonic() > LONGEST_WAIT:", "        if False:"),
+            *("if until - time.monotonic() > LONGEST_WAIT:", "if False:"),
         ),
         (
             "a rate limit is for one repository",
@@ -248,8 +259,8 @@ MUTANTS = {
         (
             "a 503 is called a rate limit",
             f"{PIPELINE}a_server_error_with_a_long_wait_is_no_rate_limit",
-            *("and not is_rate_limit(response):\n                why", "and False:\n"
-              "                why"),
+            *("limited = is_rate_limit(response)\n                why",
+              "limited = True\n                why"),
         ),
         (
             "exit code 0 in any case",
@@ -289,6 +300,33 @@ MUTANTS = {
             "always solved",
             f"{CHECK}[03_mapping-start]",
             *("all(what == HOLDS for", "any(what == HOLDS for"),
+        ),
+    ],
+    "notebooks/gauntlet.py": [
+        (
+            "made-up counts pass",
+            f"{GAUNTLET}a_flow_that_asks_nobody_keeps_no_promise",
+            *("if any(run.wrong for run in self.runs):", "if False:"),
+        ),
+        (
+            "what was not attacked holds",
+            f"{GAUNTLET}a_flow_that_asks_nobody_keeps_no_promise",
+            *("        if not attacked:\n", "        if False:\n"),
+        ),
+        (
+            "too early is as told",
+            f"{GAUNTLET}a_promise_taken_out_does_not_hold",
+            *("arrived[1] - arrived[0] < 2", "arrived[1] - arrived[0] < 0"),
+        ),
+        (
+            "any number at once",
+            f"{GAUNTLET}a_promise_taken_out_does_not_hold",
+            *("holds = arena.api.in_flight_max <= AT_ONCE", "holds = True"),
+        ),
+        (
+            "a flow without a limit of its round",
+            f"{GAUNTLET}the_solution_keeps_every_promise",
+            *("lesson.new_limit(LIMIT, *rounds[words].limit)", "lesson.new_limit(LIMIT, *WIDE)"),
         ),
     ],
     "notebooks/fake_github.py": [

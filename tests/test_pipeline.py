@@ -15,6 +15,7 @@ from threading import Thread
 import httpx
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.flow_engine import run_flow
 from prefect.states import AwaitingRetry
@@ -261,6 +262,7 @@ def test_a_spent_allowance_is_not_asked_again(github, monkeypatch):
     unsent = [e for e in failed.value.failures.values() if isinstance(e, pipeline.NotSentError)]
     assert len(unsent) == len(repos) - len(github.requests) > 0
     assert all("rate limited until" in str(error) for error in unsent)
+    assert len(str(failed.value).splitlines()) == 2  # one reason, told once
 
 
 @pytest.mark.parametrize("after", [3600, "9" * 40])
@@ -324,6 +326,15 @@ def test_a_limit_that_is_lowered_in_the_middle_loses_nothing(github):
     thread.join()
     assert read_limit().limit == 10
     assert len(github.requests) == len(MANY)
+
+
+def test_a_limit_that_is_not_active_holds_nothing_back_and_that_is_said(github, caplog):
+    lesson.new_limit("github-api", 1, 1e-9)
+    with get_client(sync_client=True) as client:
+        off = GlobalConcurrencyLimitUpdate(active=False)
+        client.update_global_concurrency_limit("github-api", off)
+    assert show_stars(REPOS) == STARS
+    assert caplog.text.count("the limit github-api is not active") == 1
 
 
 def test_a_limit_that_nobody_can_see_is_asked_for_all_the_same(github, monkeypatch):
