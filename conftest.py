@@ -58,9 +58,12 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """What needs no Prefect server comes first, while the server starts; then the long lessons."""
+    """The longest lesson comes first, or all wait for it. Then what needs no Prefect server, while
+    the others start; then the other lessons.
+    """
     items.sort(key=lambda item: item.path.name, reverse=True)
     items.sort(key=lambda item: (needs_server(item), item.path.suffix == ".py"))
+    items.sort(key=lambda item: item.path.name != "08_gauntlet.ipynb")
 
 
 def pytest_runtest_setup(item):
