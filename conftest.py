@@ -58,12 +58,16 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest lesson comes first, or all wait for it. Then what needs no Prefect server, while
-    the others start; then the other lessons.
+    """The longest lesson comes first, or all wait for it at the end. Then what needs no Prefect
+    server, while the servers start; the other lessons; the other tests.
     """
+
+    def turn(item):
+        longest = item.path.name == "08_gauntlet.ipynb"
+        return not longest, needs_server(item), item.path.suffix == ".py"
+
     items.sort(key=lambda item: item.path.name, reverse=True)
-    items.sort(key=lambda item: (needs_server(item), item.path.suffix == ".py"))
-    items.sort(key=lambda item: item.path.name != "08_gauntlet.ipynb")
+    items.sort(key=turn)
 
 
 def pytest_runtest_setup(item):

@@ -47,7 +47,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
 REPOS = ["PrefectHQ/prefect", "pydantic/pydantic", "huggingface/transformers"]
-MAX_WORKERS = 16  # threads of the flow, and so connections to the API
+MAX_WORKERS = 16  # threads of the flow, and connections to the API
 LONGEST_WAIT = 120  # seconds; if GitHub asks to wait for longer, a request fails instead
 
 
@@ -213,7 +213,8 @@ def client_for(base_url: str, token: str) -> httpx.Client:
     return httpx.Client(
         base_url=base_url,
         headers=headers,
-        timeout=httpx.Timeout(10, connect=5),  # seconds
+        timeout=httpx.Timeout(10, connect=5, pool=None),  # seconds
+        limits=httpx.Limits(max_connections=MAX_WORKERS),
         follow_redirects=True,  # a renamed repository answers 301
     )
 

@@ -94,7 +94,7 @@ MUTANTS = {
         (
             "no timeout",
             f"{PIPELINE}an_api_that_accepts_and_never_answers_is_given_up",
-            *("timeout=httpx.Timeout(10, connect=5)", "timeout=None"),
+            *("timeout=httpx.Timeout(10, connect=5, pool=None)", "timeout=None"),
         ),
         (
             "a redirect is not followed",
