@@ -312,7 +312,7 @@ def waits(arena: Arena) -> tuple[str, str]:
     )
 
 
-@promise("does not hang", "3 · One failure, one result lost", count=6)
+@promise("does not hang", "3 · All at once", count=6)
 def does_not_hang(arena: Arena) -> tuple[str, str]:
     slow = arena.repos[1]
     others = but(arena.repos, slow)
@@ -382,7 +382,7 @@ def not_poisoned(arena: Arena) -> tuple[str, str]:
     )
 
 
-@promise("pays once", "5 · After a restart", count=4)
+@promise("pays once", "5 · Asking once", count=4)
 def pays_once(arena: Arena) -> tuple[str, str]:
     failed = arena.repos[1]
     arena.fail(failed, status=404, times=None)
@@ -527,7 +527,7 @@ def run(flow, *promises: str, patience: float = PATIENCE) -> pd.DataFrame:
 
 
 def chart(boards: dict[str, pd.DataFrame]) -> None:
-    """Draw how many requests each contestant sent in each round, a panel for each board."""
+    """Draw how many requests each flow sent in each round, a panel for each board."""
     from matplotlib import pyplot as plt
 
     import charts
@@ -537,12 +537,12 @@ def chart(boards: dict[str, pd.DataFrame]) -> None:
         statuses = board.attrs["statuses"].values()
         good = [numbers.count(200) for numbers in statuses]
         others = [len(numbers) - count for numbers, count in zip(statuses, good, strict=True)]
-        axes.barh(board.index, good, color=charts.BLUE, label="answered")
-        axes.barh(board.index, others, left=good, color=charts.ORANGE, label="failed")
-        axes.set_title(f"{name}: {sum(good) + sum(others)}", loc="left", fontsize="small")
+        axes.barh(board.index, good, color=charts.BLUE, label="status 200")
+        axes.barh(board.index, others, left=good, color=charts.ORANGE, label="other")
+        axes.set_title(f"{name}: {sum(good) + sum(others)} requests", loc="left", fontsize="small")
     axes.invert_yaxis()  # of all panels
     figure.supxlabel("requests", fontsize="medium")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=2)
-    title = "What each contestant asked of the API"
+    title = "What each flow asked of the API"
     figure.suptitle(title, x=0.01, ha="left")
-    charts.show(figure, f"{title}: bars of the requests in each round, answered and failed.")
+    charts.show(figure, f"{title}: bars of the requests in each round, with status 200 and others.")
