@@ -539,7 +539,7 @@ def chart(boards: dict[str, pd.DataFrame]) -> None:
         others = [len(numbers) - count for numbers, count in zip(statuses, good, strict=True)]
         axes.barh(board.index, good, color=charts.BLUE, label="status 200")
         axes.barh(board.index, others, left=good, color=charts.ORANGE, label="other")
-        axes.set_title(f"{name}: {sum(good) + sum(others)} requests", loc="left", fontsize="small")
+        axes.set_title(f"{name}\n{sum(good) + sum(others)} requests", loc="left", fontsize="small")
     axes.invert_yaxis()  # of all panels
     figure.supxlabel("requests", fontsize="medium")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=2)
