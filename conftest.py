@@ -17,6 +17,24 @@ from xdist.scheduler import LoadScopeScheduling
 
 LESSON = Path(__file__).with_name("notebooks") / "lesson.py"
 starting = None  # the process that starts the Prefect server
+# On any free port: the workers would choose the same one at the same moment. To make the database
+# is most of a start, so all but the first worker begin with a copy of its.
+START = """
+import os, sqlite3, time
+import lesson
+
+first = lesson.HOME.with_name("gw0")
+until = time.monotonic() + lesson.START_UP
+while os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0" and time.monotonic() < until:
+    if (first / "started").exists():
+        with sqlite3.connect(first / "prefect.db") as made:
+            made.backup(sqlite3.connect(lesson.HOME / "prefect.db"))
+        break
+    time.sleep(0.1)
+lesson.PORTS = (0,)
+lesson.start_server()
+(lesson.HOME / "started").touch()
+"""
 
 
 def pytest_configure(config):
@@ -73,9 +91,7 @@ def pytest_collection_modifyitems(items):
 def pytest_runtest_setup(item):
     global starting
     if not starting and any(map(needs_server, item.session.items)):
-        # Any free port: the workers would choose the same one at the same moment.
-        start = "import lesson; lesson.PORTS = (0,); lesson.start_server()"
-        command = [sys.executable, "-c", start]
+        command = [sys.executable, "-c", START]
         starting = subprocess.Popen(command, cwd=LESSON.parent, stdout=subprocess.DEVNULL)
     if needs_server(item):
         starting.wait()  # else this process or a kernel might start one, on the usual port

@@ -50,7 +50,9 @@ COLUMNS = "verdict", "evidence"
 
 # A fork of a process that has imported Prefect starts at once. macOS's libraries may not stand it.
 PROCESSES = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-PROCESSES.set_forkserver_preload(["pipeline", "prefect.main", "prefect.flow_engine", "cloudpickle"])
+# Prefect imports the engines and FastAPI only when the first flow runs.
+PRELOAD = ["pipeline", "prefect.main", "prefect.flow_engine", "prefect.task_engine", "fastapi"]
+PROCESSES.set_forkserver_preload([*PRELOAD, "cloudpickle"])
 
 
 # --- A run, in a process of its own ---------------------------------------------------------------
@@ -402,8 +404,7 @@ def pays_once(arena: Arena) -> tuple[str, str]:
 @promise("keeps two APIs apart", "5 · What is in the key", count=2)
 def keeps_apart(arena: Arena) -> tuple[str, str]:
     first, old = arena.run(), arena.counts
-    arena.api.stop()
-    with arena:  # another API, with other counts
+    with arena.api, arena:  # another API, with other counts; the first one keeps its address
         mixed_up = set(arena.run().lines) & set(old.items())
     return arena.judge(
         "the first API's counts" if mixed_up else "each API's own counts",

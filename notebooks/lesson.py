@@ -315,9 +315,11 @@ def new_limit(name: str, limit: int, slot_decay_per_second: float) -> None:
     """Create a global concurrency limit with all its slots free, in place of one of that name."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+    from prefect.exceptions import ObjectNotFound
 
-    delete_limit(name)
     with get_client(sync_client=True) as client:
+        with suppress(ObjectNotFound):
+            client.delete_global_concurrency_limit_by_name(name)
         client.create_global_concurrency_limit(
             GlobalConcurrencyLimitCreate(
                 name=name, limit=limit, slot_decay_per_second=slot_decay_per_second
