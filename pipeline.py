@@ -1,7 +1,4 @@
-"""Fetch the star counts of GitHub repositories, each once a day, and survive the real world.
-
-    python pipeline.py                        the three repositories of the lessons
-    python pipeline.py django/django          any others
+"""Fetch the star counts of GitHub repositories, by default the lessons' three, each once a day.
 
 environment:
     GITHUB_TOKEN                  5,000 requests an hour instead of 60; sent to the API only
@@ -9,15 +6,12 @@ environment:
     PREFECT_API_URL               the Prefect server to use; without it a temporary one is started
     PREFECT_TASKS_REFRESH_CACHE   true: ask again for what is cached
 
-exit code: 0 all fetched, 1 some repositories failed, 2 bad arguments or address, 3 no Prefect
-server, 130 interrupted, 143 terminated
+exit code: 0 all fetched, 1 some failed, 2 bad arguments, 3 no Prefect server, 130/143 interrupted
 """
 
-# The first 200 lines are the story: two plain Prefect tasks, the same two made resilient by
-# Prefect's own features (retries, mapping, a global rate limit, a cache), and the finished flow.
-# The rest hardens it: the client, what GitHub's answers mean, waiting and the limit, the script.
+# The first 200 lines are the story: two plain tasks, the same two made resilient, and the flow. The
+# rest hardens it: the client, what GitHub's answers mean, waiting and the limit, the script.
 
-import argparse
 import copyreg
 import logging
 import os
@@ -25,9 +19,10 @@ import re
 import signal
 import sys
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import defaultdict, deque
-from contextlib import suppress
-from datetime import datetime, timedelta
+from contextlib import closing, suppress
+from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
 from threading import Event, Lock, Timer
@@ -36,13 +31,11 @@ import httpx
 from prefect import flow, get_run_logger, settings, task
 from prefect.cache_policies import INPUTS, CacheKeyFnPolicy
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import rate_limit
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.runtime import flow_run, task_run
 from prefect.serializers import JSONSerializer
-from prefect.states import Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
@@ -80,7 +73,7 @@ def fetch_within_limit(github_repo: str) -> dict:
 
     Raises `ValueError` for a useless answer: what a task returns is cached for a day.
     """
-    gate = gates.setdefault(flow_run.id or task_run.id, Gate())
+    gate = gates.get(flow_run.id or task_run.id) or Gate()
     gate.wait(github_repo)  # in there is rate_limit("github-api")
     try:
         stats = fetch_stats.fn(github_repo)
@@ -126,9 +119,7 @@ named_get_stars = get_stars.with_options(task_run_name="get_stars {repo_stats[fu
 
 
 class IncompleteError(RuntimeError):
-    """Some repositories failed; `failures` has their exceptions. Nothing else is lost: `stars` has
-    the counts of the others, which are cached, so that the next run fetches what is missing.
-    """
+    """Some repositories failed: `failures` has their exceptions, `stars` what the others have."""
 
     def __init__(self, stars: dict[str, int], failures: dict[str, Exception]):
         self.stars, self.failures = stars, failures
@@ -141,7 +132,7 @@ class IncompleteError(RuntimeError):
 
 
 # Mapping: one task run per repository, as many at a time as there are workers.
-@flow(task_runner=ThreadPoolTaskRunner(max_workers=MAX_WORKERS), persist_result=False)
+@flow(task_runner=ThreadPoolTaskRunner(MAX_WORKERS), persist_result=False, result_serializer="json")
 def show_stars(github_repos: list[str]) -> dict[str, int]:
     """Print `{repo}: {count} stars` for each repository, in the order asked.
 
@@ -154,21 +145,18 @@ def show_stars(github_repos: list[str]) -> dict[str, int]:
         get_run_logger().warning(f"the limit {limit.name} is not active: it holds nothing back")
 
     names = {repo.lower(): repo for repo in github_repos}  # GitHub knows no capitals
-    with Gate():  # after it nobody waits any longer, also if the run is interrupted
+    with closing(Gate()):  # after it nobody waits any longer, also if the run is interrupted
         futures = resilient_fetch_stats.map(list(names.values()))
-        futures.wait()
-    states = dict(zip(names, (future.state for future in futures), strict=True))
-    fetched = {name: state.result() for name, state in states.items() if state.is_completed()}
+        answers = dict(zip(names, futures.result(raise_on_failure=False), strict=True))
+    fetched = {name: answer for name, answer in answers.items() if isinstance(answer, dict)}
     counts = named_get_stars.map(list(fetched.values())).result()
     count_of = dict(zip(fetched, counts, strict=True))
 
     stars = {repo: count_of[repo.lower()] for repo in github_repos if repo.lower() in count_of}
     for repo, count in stars.items():
         print(f"{repo}: {count} stars")
-    if missing := [repo for repo in github_repos if repo not in stars]:
-        failures = {repo: states[repo.lower()].result(raise_on_failure=False) for repo in missing}
-        error = IncompleteError(stars, failures)
-        return Failed(message=str(error), data=error)  # to the caller, the same as to raise it
+    if failures := {repo: answers[repo.lower()] for repo in github_repos if repo not in stars}:
+        raise IncompleteError(stars, failures)
     return stars
 
 
@@ -186,22 +174,20 @@ def check_names(github_repos: list[str]) -> None:
 
 def api_url() -> str:
     """The API's address: `GITHUB_API_URL`, or GitHub itself."""
-    url = os.environ.get("GITHUB_API_URL") or "https://api.github.com"
-    if not re.fullmatch(r"https?://[\w.:\[\]-]+(/[\w./-]*)?", url):
-        raise ValueError(f"GITHUB_API_URL is not an http(s) address: {url!r}")
-    return url.rstrip("/")
+    return (os.environ.get("GITHUB_API_URL") or "https://api.github.com").rstrip("/")
 
 
 def token() -> str:
     """The reader's `GITHUB_TOKEN`, or an empty string."""
-    text = os.environ.get("GITHUB_TOKEN", "").strip()
-    if not re.fullmatch(r"[!-~]*", text):  # httpx would quote it in an error
-        raise ValueError("GITHUB_TOKEN is not a token: it has blanks or other odd characters in it")
-    return text
+    return os.environ.get("GITHUB_TOKEN", "").strip()
 
 
 def client() -> httpx.Client:
     """The one HTTP client of all threads. Raises `ValueError` for a wrong address or token."""
+    if not re.fullmatch(r"https?://[\w.:\[\]-]+(/[\w./-]*)?", api_url()):
+        raise ValueError(f"GITHUB_API_URL is not an http(s) address: {api_url()!r}")
+    if not re.fullmatch(r"[!-~]*", token()):  # httpx would quote it in an error
+        raise ValueError("GITHUB_TOKEN is not a token: it has blanks or other odd characters in it")
     return client_for(api_url(), token())
 
 
@@ -219,8 +205,7 @@ def client_for(base_url: str, token: str) -> httpx.Client:
     )
 
 
-# How an `HTTPStatusError` is pickled, which it does not know by itself and Dask's workers need. Of
-# a request no more than its address: in its headers is the token.
+# Dask's workers pickle an `HTTPStatusError`. Of a request no headers go along: there is the token.
 copyreg.pickle(httpx.Request, lambda request: (httpx.Request, (request.method, request.url)))
 copyreg.pickle(
     httpx.HTTPStatusError,
@@ -230,11 +215,10 @@ copyreg.pickle(
 
 def is_rate_limit(response: httpx.Response) -> bool:
     """Whether the answer refuses because of a rate limit, GitHub's primary or a secondary one."""
-    headers = response.headers
-    spent = "retry-after" in headers or headers.get("x-ratelimit-remaining") == "0"
-    return response.status_code == 429 or (
-        response.status_code == 403 and (spent or "rate limit" in response.text.lower())
-    )
+    if response.status_code != 403:
+        return response.status_code == 429
+    spent = response.headers.get("x-ratelimit-remaining") == "0"
+    return spent or "retry-after" in response.headers or "rate limit" in response.text.lower()
 
 
 def seconds_to_wait(response: httpx.Response) -> float | None:
@@ -242,13 +226,12 @@ def seconds_to_wait(response: httpx.Response) -> float | None:
 
     A rate limit that does not say lasts a minute; for a server error that does not, it is 0.
     """
-    limited = is_rate_limit(response)
+    limited, headers = is_rate_limit(response), response.headers
     if not limited and response.status_code < 500:
         return None
-    headers = response.headers
-    after, reset = headers.get("retry-after", ""), headers.get("x-ratelimit-reset", "")
-    if after.isdecimal():
+    if (after := headers.get("retry-after", "")).isdecimal():
         return float(after)
+    reset = headers.get("x-ratelimit-reset", "")
     if limited and headers.get("x-ratelimit-remaining") == "0" and reset.isdecimal():
         return max(0.0, float(reset) - time.time())
     return 60.0 if limited else 0.0
@@ -256,8 +239,8 @@ def seconds_to_wait(response: httpx.Response) -> float | None:
 
 def clock(seconds: float) -> str:
     """The local time in so many seconds, rounded."""
-    moment = datetime.now() + timedelta(seconds=min(seconds, 366 * 86_400) + 0.5)
-    return f"{moment:%Y-%m-%d %H:%M:%S}"
+    moment = time.time() + min(seconds, 366 * 86_400) + 0.5
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
 def reason(error: Exception) -> str:
@@ -294,12 +277,11 @@ def ensure_limit():
     hour, or with a token, counted apart, 5,000 an hour and 900 a minute.
     """
     name, slots, per_hour = ("github-api-token", 800, 4200) if token() else ("github-api", 50, 10)
-    size = {"limit": slots, "slot_decay_per_second": per_hour / 3600}
     with get_client(sync_client=True) as prefect:
         with suppress(ObjectNotFound):
             return prefect.read_global_concurrency_limit_by_name(name)
         with suppress(ObjectAlreadyExists):  # another process was faster
-            prefect.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, **size))
+            prefect.upsert_global_concurrency_limit_by_name(name, slots, per_hour / 3600)
         return prefect.read_global_concurrency_limit_by_name(name)
 
 
@@ -317,6 +299,7 @@ class Gate:
     """
 
     def __init__(self):
+        gates[flow_run.id or task_run.id] = self  # a new one, also when the flow run is retried
         self.shut, self.why = Event(), "not asked: the flow run was interrupted"
         self.closed = defaultdict(lambda: (0.0, ""))  # until when (monotonic), why; None: for all
         self.turn = Lock()  # of the worker that acquires slots, for all that wait
@@ -324,10 +307,7 @@ class Gate:
         self.slots = 0  # acquired for workers that wait, and not yet taken by them
         self.told = -60.0  # when it was last said that somebody waits (monotonic seconds)
 
-    def __enter__(self) -> None:
-        gates[flow_run.id] = self  # a new one, also when the flow run is retried
-
-    def __exit__(self, *_) -> None:
+    def close(self) -> None:
         self.shut.set()
 
     def sleep(self, seconds: float) -> None:
@@ -351,22 +331,22 @@ class Gate:
         wait = seconds_to_wait(error.response) or 0
         key = None if is_rate_limit(error.response) else repo
         until = time.monotonic() + wait
-        if wait and until > self.closed[key][0] + 1:  # else it is known already
-            self.closed[key] = until, reason(error)
+        if wait and until > self.closed[key][0] + 1:  # else it has been said
             get_run_logger().info("GitHub asks to wait %.0f s, until %s", wait, clock(wait))
+        self.closed[key] = max(self.closed[key], (until, reason(error)))
 
     def take_slot(self) -> None:
         """Wait for a slot of the global limit, and use it up."""
         self.waiting.append(None)
         try:
             with self.turn:
+                self.sleep(0)  # if it was shut meanwhile, nobody tries once more
                 if not self.slots:
                     self.slots = self.acquire()
                 self.slots -= 1
-        except (httpx.TransportError, ConcurrencySlotAcquisitionError) as error:
-            if any(isinstance(e, httpx.TransportError) for e in (error, error.__cause__)):
-                self.why = f"Prefect's server ({settings.PREFECT_API_URL.value()}) is gone: {error}"
-                self.shut.set()  # its client has tried for a minute, nobody else has to
+        except httpx.TransportError as error:
+            self.why = f"Prefect's server ({settings.PREFECT_API_URL.value()}) is gone: {error}"
+            self.shut.set()  # its client has tried for a minute, nobody else has to
             raise
         finally:
             self.waiting.pop()
@@ -380,24 +360,18 @@ class Gate:
         asked = time.monotonic()
         while True:
             limit = ensure_limit()
-            if not limit.active:
-                return len(self.waiting)
-            if not limit.slot_decay_per_second:
-                raise NotSentError(f"the limit {limit.name} has no slot decay: none becomes free")
-            slot = 1 / limit.slot_decay_per_second  # seconds until the next one is free
-            free = limit.limit - limit.active_slots
-            if free < 1 and time.monotonic() - asked > slot:
-                free = 1  # perhaps: servers before 3.7 leave the decay out
-            if free > 0:
-                asked, count = time.monotonic(), min(free, len(self.waiting))
+            slot = 1 / (limit.slot_decay_per_second or 1)  # seconds; without decay it will refuse
+            free = limit.limit - limit.active_slots if limit.active else MAX_WORKERS
+            if free > 0 or time.monotonic() - asked > slot:  # servers before 3.7 leave decay out
+                asked, count = time.monotonic(), min(max(free, 1), len(self.waiting))
                 with suppress(TimeoutError):  # another process was faster
                     rate_limit(limit.name, occupy=count, timeout_seconds=3, strict=True)
                     return count
             wait = (len(self.waiting) - free) * slot
             if wait > 3 and time.monotonic() - self.told >= 60:
-                self.told, last = time.monotonic(), f"the last of them until about {clock(wait)}"
+                self.told = time.monotonic()
                 who = f"{len(self.waiting)} wait for slots of the limit {limit.name}"
-                get_run_logger().warning(f"{who}, {last}")
+                get_run_logger().warning(f"{who}, the last of them until about {clock(wait)}")
             self.sleep(min(max(slot / 20, 0.05), 1))
 
 
@@ -405,22 +379,24 @@ class Gate:
 
 
 def calm_server(home: Path) -> dict[str, str]:
-    """Settings for a Prefect server with its SQLite database in a folder: writes in batches, over
-    one connection. By default a write that meets another one costs two seconds, or up to a minute.
+    """Settings for a Prefect server on SQLite: one connection, few writes, no feed of events.
+
+    By default a write that meets another one costs two seconds, or up to a minute.
     """
     # Prefect opens one connection for any address with ":memory:" in it. SQLite ignores `label`.
     database = f"{(home / 'prefect.db').as_uri()}?uri=true&label=:memory:"
-    server = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}"}
-    for service in ("TASK_RUN_RECORDER", "EVENT_PERSISTER"):
-        for name, value in {"BATCH_SIZE": 200, "READ_BATCH_SIZE": 200, "FLUSH_INTERVAL": 1}.items():
-            server[f"PREFECT_SERVER_SERVICES_{service}_{name}"] = str(value)
-    return server
+    return {
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{database}",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # offline, it would log an error
+        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
+        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run `show_stars` from the command line. Returns the exit code."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("repos", nargs="*", metavar="OWNER/NAME", default=REPOS)
     repos = parser.parse_args(argv).repos
     try:
@@ -431,11 +407,9 @@ def main(argv: list[str] | None = None) -> int:
     for handler in logging.getLogger().handlers:
         # No traceback of an error: the line of the state that it leads to says enough.
         handler.addFilter(lambda record: record.levelno < logging.ERROR or not record.exc_info)
-    server = settings.PREFECT_API_URL.value()
-    if not server:
+    if not (server := settings.PREFECT_API_URL.value()):
         print("Starting a temporary Prefect server, which takes a moment", file=sys.stderr)
-        calm = calm_server(settings.PREFECT_HOME.value().absolute())
-        os.environ |= {**calm, **os.environ}  # it inherits them
+        os.environ |= calm_server(settings.PREFECT_HOME.value().absolute()) | os.environ
         for name in ("NO_PROXY", "no_proxy"):  # it is on this machine
             os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
     defaults = {
@@ -455,23 +429,22 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def end_within(seconds: float, code: int) -> None:
+def end(code: int, seconds: float) -> None:
     """End the process by then: if its server is gone, Prefect would wait for hours."""
     timer = Timer(seconds, os._exit, [code])
     timer.daemon = True
     timer.start()
+    sys.exit(code)
 
 
 def interrupt(number: int, _) -> None:
     """What Ctrl-C and SIGTERM do."""
     os.write(2, b"Interrupted. What was fetched is cached.\n")
-    end_within(5, 128 + number)
-    sys.exit(128 + number)
+    end(128 + number, 5)
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
     code = main()
-    end_within(2 if code == 3 else 30, code)
-    sys.exit(code)
+    end(code, 2 if code == 3 else 30)

@@ -127,9 +127,8 @@ def fail(github, elsewhere, repo, name, times=None):
 
 def cached():
     """What is cached. (Prefect keeps an exception too, under a random name nobody asks for.)"""
-    files = lesson.HOME.glob("storage/*")
-    results = [json.loads(file.read_text(encoding="utf-8"))["result"] for file in files]
-    return [result for result in results if "__exc_type__" not in result]
+    files = [file.read_text(encoding="utf-8") for file in lesson.HOME.glob("storage/*")]
+    return [json.loads(file)["result"] for file in files if "__exc_type__" not in file]
 
 
 def asked(github):

@@ -195,6 +195,13 @@ def test_a_flow_run_that_is_retried_starts_afresh(github):
     assert statuses(github) == [403, 200]
 
 
+def test_a_flow_with_retries_asks_again_only_for_what_is_missing(github):
+    github.fail(PYDANTIC, status=404)
+    assert show_stars.with_options(retries=1)(REPOS) == STARS
+    assert statuses(github) == [404, 200]
+    assert len(github.requests) == 4
+
+
 def test_on_dask_a_failure_is_the_same_as_with_threads(github):
     from distributed import LocalCluster
     from prefect_dask import DaskTaskRunner
@@ -236,6 +243,17 @@ def test_how_long_github_asks_to_wait():
     assert wait(answer(500)) == 0
     for status in (400, 401, 403, 404, 451):
         assert wait(answer(status)) is None
+
+
+def test_each_time_that_github_names_is_over(github):
+    for repo, latency in zip(MANY[:2], (0, 0.7), strict=True):
+        github.fail(repo, "secondary rate limit", latency=latency, headers={"retry-after": 2})
+    show_stars(MANY[:2])
+    log = github.requests
+    refused, again = (log[log["status"] == status]["time"] for status in (403, 200))
+    assert (
+        again.min() - refused.min() >= 2.7
+    )  # the later of the two: 0.7 s until it refuses, then 2
 
 
 @pytest.mark.parametrize(
@@ -343,6 +361,12 @@ def test_a_limit_that_is_not_active_holds_nothing_back_and_that_is_said(github, 
         client.update_global_concurrency_limit("github-api", off)
     assert show_stars(REPOS) == STARS
     assert caplog.text.count("the limit github-api is not active") == 1
+
+
+def test_a_limit_without_decay_is_an_error_that_says_so(github):
+    lesson.new_limit("github-api", 5, 0)
+    with pytest.raises(IncompleteError, match="Only concurrency limits with slot decay"):
+        show_stars([PYDANTIC])
 
 
 def test_a_limit_that_nobody_can_see_is_asked_for_all_the_same(github, monkeypatch):
