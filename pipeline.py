@@ -21,7 +21,7 @@ import sys
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import defaultdict, deque
-from contextlib import closing, suppress
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
@@ -73,7 +73,7 @@ def fetch_within_limit(github_repo: str) -> dict:
 
     Raises `ValueError` for a useless answer: what a task returns is cached for a day.
     """
-    gate = gates.get(flow_run.id or task_run.id) or Gate()
+    gate = gates.setdefault(flow_run.id or task_run.id, Gate())
     gate.wait(github_repo)  # in there is rate_limit("github-api")
     try:
         stats = fetch_stats.fn(github_repo)
@@ -145,7 +145,7 @@ def show_stars(github_repos: list[str]) -> dict[str, int]:
         get_run_logger().warning(f"the limit {limit.name} is not active: it holds nothing back")
 
     names = {repo.lower(): repo for repo in github_repos}  # GitHub knows no capitals
-    with closing(Gate()):  # after it nobody waits any longer, also if the run is interrupted
+    with Gate():  # after it nobody waits any longer, also if the run is interrupted
         futures = resilient_fetch_stats.map(list(names.values()))
         answers = dict(zip(names, futures.result(raise_on_failure=False), strict=True))
     fetched = {name: answer for name, answer in answers.items() if isinstance(answer, dict)}
@@ -299,7 +299,6 @@ class Gate:
     """
 
     def __init__(self):
-        gates[flow_run.id or task_run.id] = self  # a new one, also when the flow run is retried
         self.shut, self.why = Event(), "not asked: the flow run was interrupted"
         self.closed = defaultdict(lambda: (0.0, ""))  # until when (monotonic), why; None: for all
         self.turn = Lock()  # of the worker that acquires slots, for all that wait
@@ -307,7 +306,10 @@ class Gate:
         self.slots = 0  # acquired for workers that wait, and not yet taken by them
         self.told = -60.0  # when it was last said that somebody waits (monotonic seconds)
 
-    def close(self) -> None:
+    def __enter__(self) -> None:
+        gates[flow_run.id] = self  # a new one, also when the flow run is retried
+
+    def __exit__(self, *_) -> None:
         self.shut.set()
 
     def sleep(self, seconds: float) -> None:
@@ -341,9 +343,7 @@ class Gate:
         try:
             with self.turn:
                 self.sleep(0)  # if it was shut meanwhile, nobody tries once more
-                if not self.slots:
-                    self.slots = self.acquire()
-                self.slots -= 1
+                self.slots = (self.slots or self.acquire()) - 1
         except httpx.TransportError as error:
             self.why = f"Prefect's server ({settings.PREFECT_API_URL.value()}) is gone: {error}"
             self.shut.set()  # its client has tried for a minute, nobody else has to
