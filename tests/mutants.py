@@ -57,7 +57,7 @@ MUTANTS = {
         (
             "no cap on threads",
             f"{PIPELINE}has_no_more_requests_under_way_than_workers",
-            *("(max_workers=MAX_WORKERS), persist", "(), persist"),
+            *("ThreadPoolTaskRunner(MAX_WORKERS)", "ThreadPoolTaskRunner()"),
         ),
         (
             "results out of order",
@@ -68,7 +68,7 @@ MUTANTS = {
         (
             "the first failure ends all",
             f"{PIPELINE}what_cannot_heal_fails_at_once_alone_and_is_never_cached",
-            *("        futures.wait()\n", "        futures.result()\n"),
+            *("futures.result(raise_on_failure=False)", "futures.result()"),
         ),
         (
             "spelling counts",
@@ -172,17 +172,17 @@ MUTANTS = {
         (
             "more slots than wait",
             f"{PIPELINE}a_task_called_alone_takes_one_slot",
-            *("min(free, len(self.waiting))", "min(free, 16)"),
+            *("min(max(free, 1), len(self.waiting))", "min(max(free, 1), 16)"),
         ),
         (
             "more slots than the limit has",
             f"{PIPELINE}a_limit_that_is_lowered_in_the_middle_loses_nothing",
-            *("min(free, len(self.waiting))", "len(self.waiting)"),
+            *("min(max(free, 1), len(self.waiting))", "len(self.waiting)"),
         ),
         (
             "the look is the truth",
             f"{PIPELINE}a_limit_that_nobody_can_see_is_asked_for_all_the_same",
-            *("                free = 1  #", "                pass  #"),
+            *("if free > 0 or time.monotonic() - asked > slot:", "if free > 0:"),
         ),
         (
             "somebody's limit is changed",
@@ -214,7 +214,7 @@ MUTANTS = {
         (
             "nobody says that it waits",
             f"{CRASHES}interrupted_while_workers_wait_for_a_slot",
-            *('get_run_logger().warning(f"{who}, {last}")', "pass"),
+            *('get_run_logger().warning(f"{who}, the last', 'str(f"{who}, the last'),
         ),
         (
             "a line for each look",
@@ -238,6 +238,11 @@ MUTANTS = {
             *("        gates[flow_run.id] = self", "        gates.setdefault(flow_run.id, self)"),
         ),
         (
+            "a flow run cannot be retried",
+            f"{PIPELINE}a_flow_with_retries_asks_again_only_for_what_is_missing",
+            *("        gates[flow_run.id] = self", "        gates.setdefault(flow_run.id, self)"),
+        ),
+        (
             "a wait of hours is allowed",
             f"{PIPELINE}a_spent_allowance_is_not_asked_again",
             *("if until - time.monotonic() > LONGEST_WAIT:", "if False:"),
@@ -248,6 +253,12 @@ MUTANTS = {
             *("key = None if is_rate_limit(error.response) else repo", "key = repo"),
         ),
         (
+            "a later time is not learned",
+            f"{PIPELINE}each_time_that_github_names_is_over",
+            *("        self.closed[key] = max(", "        if until > self.closed[key][0] + 1:\n"
+              "            self.closed[key] = max("),
+        ),
+        (
             "a server error is for all",
             f"{PIPELINE}a_server_error_with_a_long_wait_is_no_rate_limit",
             *("key = None if is_rate_limit(error.response) else repo", "key = None"),
@@ -255,7 +266,7 @@ MUTANTS = {
         (
             "retry-after is ignored",
             f"{PIPELINE}how_long_github_asks_to_wait",
-            *("if after.isdecimal():", "if False:"),
+            *('if (after := headers.get("retry-after", "")).isdecimal():', 'if after := "":'),
         ),
         (
             "a 503 is called a rate limit",
