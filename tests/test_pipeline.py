@@ -538,9 +538,8 @@ def test_script_twice(github):
 def test_script_with_a_failure_shows_the_rest_and_one_line(github):
     done = script(PYDANTIC, "PrefectHQ/perfect")
     assert (done.returncode, done.stdout) == (1, lines({PYDANTIC: STARS[PYDANTIC]}))
-    assert done.stderr.endswith(
-        f"1 of 2 repositories failed\nPrefectHQ/perfect: 404 Not Found from {github.url}\n"
-    )
+    why = f"1 of 2 repositories failed\nPrefectHQ/perfect: 404 Not Found from {github.url}\n"
+    assert why in done.stderr  # Prefect may add a line about events that it still has to send
     assert "Traceback" not in done.stderr
 
 
