@@ -240,7 +240,8 @@ MUTANTS = {
         (
             "a flow run cannot be retried",
             f"{PIPELINE}a_flow_with_retries_asks_again_only_for_what_is_missing",
-            *("        gates[flow_run.id] = self", "        gates.setdefault(flow_run.id, self)"),
+            *("raise IncompleteError(stars, failures)", "return __import__('prefect').states.Failed("
+              "data=IncompleteError(stars, failures))"),
         ),
         (
             "a wait of hours is allowed",

@@ -246,14 +246,13 @@ def test_how_long_github_asks_to_wait():
 
 
 def test_each_time_that_github_names_is_over(github):
-    for repo, latency in zip(MANY[:2], (0, 0.7), strict=True):
+    for repo, latency in zip(MANY[:2], (0.5, 1.2), strict=True):
         github.fail(repo, "secondary rate limit", latency=latency, headers={"retry-after": 2})
     show_stars(MANY[:2])
     log = github.requests
-    refused, again = (log[log["status"] == status]["time"] for status in (403, 200))
-    assert (
-        again.min() - refused.min() >= 2.7
-    )  # the later of the two: 0.7 s until it refuses, then 2
+    refused = (log["time"] + log["duration"])[log["status"] == 403]
+    meanwhile = [log["time"].between(told + 0.5, told + 1.9).sum() for told in refused]
+    assert meanwhile == [0, 0]  # half a second is for the client to hear of it
 
 
 @pytest.mark.parametrize(
@@ -342,7 +341,7 @@ def test_a_limit_that_is_lowered_in_the_middle_loses_nothing(github):
     def lower():
         until(lambda: len(github.requests) >= 10)
         with get_client(sync_client=True) as client:
-            client.upsert_global_concurrency_limit_by_name("github-api", 10, 50)
+            client.upsert_global_concurrency_limit_by_name("github-api", 3, 20)
 
     lesson.new_limit("github-api", 5000, 5000 / 3600)
     github.latency = 0.1
@@ -350,7 +349,7 @@ def test_a_limit_that_is_lowered_in_the_middle_loses_nothing(github):
     thread.start()
     assert list(show_stars(MANY)) == MANY
     thread.join()
-    assert read_limit().limit == 10
+    assert read_limit().limit == 3  # far fewer than workers that wait
     assert len(github.requests) == len(MANY)
 
 
@@ -538,8 +537,11 @@ def test_script_twice(github):
 def test_script_with_a_failure_shows_the_rest_and_one_line(github):
     done = script(PYDANTIC, "PrefectHQ/perfect")
     assert (done.returncode, done.stdout) == (1, lines({PYDANTIC: STARS[PYDANTIC]}))
-    why = f"1 of 2 repositories failed\nPrefectHQ/perfect: 404 Not Found from {github.url}\n"
-    assert why in done.stderr  # Prefect may add a line about events that it still has to send
+    # Without the line that Prefect adds if it has not yet sent all events.
+    said = "".join(line for line in done.stderr.splitlines(True) if "EventsWorker" not in line)
+    assert said.endswith(
+        f"1 of 2 repositories failed\nPrefectHQ/perfect: 404 Not Found from {github.url}\n"
+    )
     assert "Traceback" not in done.stderr
 
 
