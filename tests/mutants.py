@@ -240,8 +240,8 @@ MUTANTS = {
         (
             "a flow run cannot be retried",
             f"{PIPELINE}a_flow_with_retries_asks_again_only_for_what_is_missing",
-            *("raise IncompleteError(stars, failures)", "return __import__('prefect').states.Failed("
-              "data=IncompleteError(stars, failures))"),
+            *("raise IncompleteError(stars, failures)", "return __import__('prefect').states"
+              ".Failed(data=IncompleteError(stars, failures))"),
         ),
         (
             "a wait of hours is allowed",
