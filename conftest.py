@@ -5,6 +5,7 @@ Kernels that nbval starts inherit the environment, so a worker's notebooks use t
 
 import atexit
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import certifi
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
@@ -46,6 +48,11 @@ def pytest_configure(config):
     else:
         home = Path(tempfile.mkdtemp(prefix="lessons-"))
         atexit.register(clean_up, home)  # before Prefect is imported: after it sent its last logs
+        # Prefect and httpx load all authorities for each client, a tenth of all that the tests
+        # compute. None is asked: everything is at http://127.0.0.1.
+        authority = re.search(r"-----BEGIN .*?-----END [^\n]+", certifi.contents(), re.S)[0]
+        Path(home, "authority.pem").write_text(authority)
+        os.environ["SSL_CERT_FILE"] = str(home / "authority.pem")
     # Before `lesson` is imported, which replaces all PREFECT_* too.
     os.environ["LESSONS_HOME"] = str(home)
     os.environ["IPYTHONDIR"] = str(home / "ipython")  # nor anything else of the user's own

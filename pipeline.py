@@ -9,8 +9,8 @@ environment:
 exit code: 0 all fetched, 1 some failed, 2 bad arguments, 3 no Prefect server, 130/143 interrupted
 """
 
-# The first 200 lines are the story: two plain tasks, the same two made resilient, and the flow. The
-# rest hardens it: the client, what GitHub's answers mean, waiting and the limit, the script.
+# The story comes first: two plain tasks, the same two made resilient, and the flow. The rest, below
+# it, hardens it: the client, what GitHub's answers mean, waiting and the limit, the script.
 
 import copyreg
 import logging
@@ -23,7 +23,9 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import defaultdict, deque
 from contextlib import suppress
 from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from functools import cache, partial
+from json import JSONDecodeError
 from pathlib import Path
 from threading import Event, Lock, Timer
 
@@ -80,6 +82,8 @@ def fetch_within_limit(github_repo: str) -> dict:
     except httpx.HTTPStatusError as error:
         gate.obey(github_repo, error)
         raise
+    except ValueError as error:
+        raise ValueError(f"no JSON; does a proxy or a log-in page answer? ({error})") from None
     match stats:
         case {"full_name": str(), "stargazers_count": int()}:
             return stats
@@ -92,7 +96,9 @@ def can_heal(task, task_run, state) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
         wait = seconds_to_wait(error.response)
         return wait is not None and wait <= LONGEST_WAIT
-    return isinstance(error, (httpx.TransportError, ConcurrencySlotAcquisitionError))
+    # The last: of a cached result that another process is just writing.
+    passing = httpx.TransportError, ConcurrencySlotAcquisitionError, JSONDecodeError
+    return isinstance(error, passing)
 
 
 def task_and_api(context, parameters) -> str:
@@ -129,6 +135,9 @@ class IncompleteError(RuntimeError):
         lines = [f"{len(failures)} of {len(stars) + len(failures)} repositories failed"]
         lines += [f"{', '.join(repos)}: {why}" for why, repos in repos_by_reason.items()]
         super().__init__("\n".join(lines))
+
+    def __reduce__(self):  # a flow may run in another process
+        return IncompleteError, (self.stars, self.failures)
 
 
 # Mapping: one task run per repository, as many at a time as there are workers.
@@ -233,13 +242,20 @@ def seconds_to_wait(response: httpx.Response) -> float | None:
         return float(after)
     reset = headers.get("x-ratelimit-reset", "")
     if limited and headers.get("x-ratelimit-remaining") == "0" and reset.isdecimal():
-        return max(0.0, float(reset) - time.time())
+        return max(0.0, float(reset) - answered_at(response))
     return 60.0 if limited else 0.0
 
 
-def clock(seconds: float) -> str:
-    """The local time in so many seconds, rounded."""
-    moment = time.time() + min(seconds, 366 * 86_400) + 0.5
+def answered_at(response: httpx.Response) -> float:
+    """When it was answered (seconds since 1970): by GitHub's clock, since this one may be wrong."""
+    with suppress(KeyError, ValueError, OverflowError):
+        return parsedate_to_datetime(response.headers["date"]).timestamp()
+    return time.time()
+
+
+def clock(start: float, seconds: float) -> str:
+    """The local time so many seconds after the start (seconds since 1970), rounded."""
+    moment = start + min(seconds, 366 * 86_400) + 0.5
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
@@ -256,15 +272,15 @@ def reason(error: Exception) -> str:
                 why += ": GITHUB_TOKEN is wrong or has expired; renew it, or unset it"
             if (wait := seconds_to_wait(response) or 0) > LONGEST_WAIT:
                 limited = is_rate_limit(response)
-                why += f": {'rate limited' if limited else 'do not ask again'} until {clock(wait)}"
+                until = clock(answered_at(response), wait)
+                why += f": {'rate limited' if limited else 'do not ask again'} until {until}"
                 if limited and not token():
                     why += "; with a GITHUB_TOKEN it answers 5,000 requests an hour"
             return why
         case NotSentError():
             return str(error)
         case _:
-            why = " ".join(f"{type(error).__name__}: {error}".split())
-            return why + ("; does a proxy or a log-in page answer?" if "Decode" in why else "")
+            return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 # --- Waiting, and the limit -----------------------------------------------------------------------
@@ -325,17 +341,18 @@ class Gate:
                 raise NotSentError(why)
             self.sleep(until - time.monotonic())
             self.take_slot()
-            if (until, why) == max(self.closed[None], self.closed[repo]):
+            if max(self.closed[None], self.closed[repo])[0] <= time.monotonic():
                 return  # else the slot is lost: it was for this moment
 
     def obey(self, repo: str, error: httpx.HTTPStatusError) -> None:
         """Let nobody ask before GitHub's time is over; a server error is for one repository."""
         wait = seconds_to_wait(error.response) or 0
         key = None if is_rate_limit(error.response) else repo
-        until = time.monotonic() + wait
-        if wait and until > self.closed[key][0] + 1:  # else it has been said
-            get_run_logger().info("GitHub asks to wait %.0f s, until %s", wait, clock(wait))
-        self.closed[key] = max(self.closed[key], (until, reason(error)))
+        told = time.monotonic() + wait, reason(error)
+        if wait and told[0] > self.closed[key][0] + 1:  # else it has been said
+            until = clock(answered_at(error.response), wait)
+            get_run_logger().info("GitHub asks to wait %.0f s, until %s", wait, until)
+        self.closed[key] = max(self.closed[key], told)
 
     def take_slot(self) -> None:
         """Wait for a slot of the global limit, and use it up."""
@@ -371,7 +388,8 @@ class Gate:
             if wait > 3 and time.monotonic() - self.told >= 60:
                 self.told = time.monotonic()
                 who = f"{len(self.waiting)} wait for slots of the limit {limit.name}"
-                get_run_logger().warning(f"{who}, the last of them until about {clock(wait)}")
+                until = clock(time.time(), wait)
+                get_run_logger().warning(f"{who}, the last of them until about {until}")
             self.sleep(min(max(slot / 20, 0.05), 1))
 
 
@@ -439,7 +457,8 @@ def end(code: int, seconds: float) -> None:
 
 def interrupt(number: int, _) -> None:
     """What Ctrl-C and SIGTERM do."""
-    os.write(2, b"Interrupted. What was fetched is cached.\n")
+    with suppress(OSError):  # nobody may be there to read it
+        os.write(2, b"Interrupted. What was fetched is cached.\n")
     end(128 + number, 5)
 
 

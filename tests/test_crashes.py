@@ -357,7 +357,7 @@ def test_four_processes_run_the_same_at_once(github, ready):
     runs = [ready.run(repos) for _ in range(4)]
     log = {"encoding": "utf-8", "errors": "replace"}
     for run in runs:
-        assert run.wait() == 0
+        assert run.wait() == 0, run.err.read_text()
         stars = cached()
         assert run.out.read_text().splitlines() == [
             f"{repo}: {stars[repo]} stars" for repo in repos

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.filters import FlowRunFilter
+from prefect.filesystems import LocalFileSystem
 from prefect.flow_engine import run_flow
 from prefect.states import AwaitingRetry
 from test_lesson import until
@@ -245,6 +247,21 @@ def test_how_long_github_asks_to_wait():
         assert wait(answer(status)) is None
 
 
+@pytest.mark.parametrize("date", [None, "", "soon", f"1 Jan 2001 00:00:00 +{10**15}"])
+def test_github_says_what_time_it_is_whatever_the_clock_here(date):
+    spent = {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1700000300"}  # 22:18:20 UTC
+    there = {"date": "Tue, 14 Nov 2023 22:13:20 GMT"}
+    assert pipeline.seconds_to_wait(answer(403, spent | there)) == 300
+    until = datetime.fromtimestamp(1_700_000_300)
+    request = httpx.Request("GET", "http://x")
+    response = httpx.Response(403, headers=spent | there, request=request)
+    error = httpx.HTTPStatusError("", request=request, response=response)
+    assert f"rate limited until {until}" in pipeline.reason(error)
+    unclear = {} if date is None else {"date": date}
+    here = pipeline.seconds_to_wait(answer(403, spent | unclear))
+    assert here == 0  # for the clock here, 2023 is over
+
+
 def test_each_time_that_github_names_is_over(github):
     for repo, latency in zip(MANY[:2], (0.5, 1.2), strict=True):
         github.fail(repo, "secondary rate limit", latency=latency, headers={"retry-after": 2})
@@ -290,6 +307,22 @@ def test_a_spent_allowance_is_not_asked_again(github, monkeypatch):
     assert len(str(failed.value).splitlines()) == 2  # one reason, told once
 
 
+def test_a_slot_that_comes_after_the_time_is_over_is_used(github):
+    def raise_limit():
+        until(lambda: 429 in statuses(github, MANY[0]))
+        time.sleep(3)
+        with get_client(sync_client=True) as client:
+            client.upsert_global_concurrency_limit_by_name("github-api", 100, 1e-9)
+
+    lesson.new_limit("github-api", 3, 1e-9)
+    github.fail(MANY[0], status=429, latency=0.5, headers={"retry-after": 1})
+    thread = Thread(target=raise_limit)
+    thread.start()
+    assert list(show_stars(MANY[:8])) == MANY[:8]  # six wait for a slot while the time passes
+    thread.join()
+    assert read_limit().active_slots == len(github.requests) == 9
+
+
 @pytest.mark.parametrize("after", [3600, "9" * 40])
 def test_a_long_wait_is_an_error_that_names_the_time(github, after):
     assert pipeline.LONGEST_WAIT == 120
@@ -312,6 +345,9 @@ def test_a_server_error_with_a_long_wait_is_no_rate_limit(github):
     assert len(failed.value.stars) == 2  # it was for one repository
     assert "503 Service Unavailable" in str(failed.value)
     assert "do not ask again until" in str(failed.value)
+    elsewhere = pickle.loads(pickle.dumps(failed.value))  # as another process has it
+    assert (elsewhere.stars, str(elsewhere)) == (failed.value.stars, str(failed.value))
+    assert elsewhere.failures[PYDANTIC].response.status_code == 503
     assert "rate limit" not in str(failed.value)
     assert "TOKEN" not in str(failed.value)
 
@@ -428,6 +464,19 @@ def test_the_key_has_the_task(github):
     show_stars([PYDANTIC])
     other_task = pipeline.resilient_fetch_stats.with_options(name="fetch_forks")
     assert other_task(PYDANTIC, return_state=True).name == "Completed"
+
+
+def test_a_result_that_another_process_is_just_writing_is_read_again(github, monkeypatch):
+    show_stars([PYDANTIC])
+    read, seen = LocalFileSystem.read_path, iter(["whole", "emptied, to be written anew"])
+
+    def read_path(*arguments, **options):
+        return read(*arguments, **options) if next(seen, "whole") == "whole" else b""
+
+    monkeypatch.setattr(LocalFileSystem, "read_path", read_path)
+    assert show_stars([PYDANTIC]) == {PYDANTIC: STARS[PYDANTIC]}
+    assert statuses(github) == [200]
+    assert next(seen, None) is None
 
 
 def test_results_are_json_that_expires_after_a_day(github):
