@@ -52,7 +52,18 @@ MUTANTS = {
         (
             "a lost connection is not retried",
             f"{PIPELINE}what_can_heal_is_retried",
-            *("(error, (httpx.TransportError, ", "(error, ("),
+            *("passing = httpx.TransportError, ", "passing = "),
+        ),
+        (
+            "a cached result that is being written is a failure",
+            f"{PIPELINE}a_result_that_another_process_is_just_writing_is_read_again",
+            *("AcquisitionError, JSONDecodeError\n", "AcquisitionError\n"),
+        ),
+        (
+            "an answer that is no JSON is asked for again",
+            f"{FAULTS}each_fault_alone",
+            *("    except ValueError as error:\n        raise ValueError(",
+              "    except ZeroDivisionError as error:\n        raise ValueError("),
         ),
         (
             "no cap on threads",
@@ -209,7 +220,23 @@ MUTANTS = {
         (
             "a lost slot is used later",
             f"{PIPELINE}nobody_asks_before_the_time_is_over_that_github_names",
-            *("if (until, why) == max(self.closed[None], self.closed[repo]):", "if True:"),
+            *("if max(self.closed[None], self.closed[repo])[0] <= time.monotonic():", "if True:"),
+        ),
+        (
+            "a slot that comes after GitHub's time is lost",
+            f"{PIPELINE}a_slot_that_comes_after_the_time_is_over_is_used",
+            *("if max(self.closed[None], self.closed[repo])[0] <= time.monotonic():",
+              "if (until, why) == max(self.closed[None], self.closed[repo]):"),
+        ),
+        (
+            "the clock here counts",
+            f"{PIPELINE}github_says_what_time_it_is_whatever_the_clock_here",
+            *("float(reset) - answered_at(response)", "float(reset) - time.time()"),
+        ),
+        (
+            "an IncompleteError stays in its process",
+            f"{PIPELINE}a_server_error_with_a_long_wait_is_no_rate_limit",
+            *("    def __reduce__(self):", "    def reduced(self):"),
         ),
         (
             "nobody says that it waits",
@@ -256,7 +283,7 @@ MUTANTS = {
         (
             "a later time is not learned",
             f"{PIPELINE}each_time_that_github_names_is_over",
-            *("        self.closed[key] = max(", "        if until > self.closed[key][0] + 1:\n"
+            *("        self.closed[key] = max(", "        if told[0] > self.closed[key][0] + 1:\n"
               "            self.closed[key] = max("),
         ),
         (
@@ -272,8 +299,8 @@ MUTANTS = {
         (
             "a 503 is called a rate limit",
             f"{PIPELINE}a_server_error_with_a_long_wait_is_no_rate_limit",
-            *("limited = is_rate_limit(response)\n                why",
-              "limited = True\n                why"),
+            *("limited = is_rate_limit(response)\n                until",
+              "limited = True\n                until"),
         ),
         (
             "exit code 0 in any case",
