@@ -229,7 +229,7 @@ def check_scaling_out(github, stars_of) -> None:
     options = {"dashboard_address": "127.0.0.1:0", "local_directory": lesson.HOME}
     with (
         lesson.quiet(),
-        LocalCluster(n_workers=2, threads_per_worker=2, env=quiet_workers, **options) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=4, env=quiet_workers, **options) as cluster,
         Client(cluster) as client,
         get_task_stream(client) as record,
     ):

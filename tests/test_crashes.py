@@ -328,10 +328,11 @@ def test_a_prefect_server_away_for_a_while_loses_nothing(github, ready, line):
 )
 def test_a_prefect_server_that_errs_once_costs_nothing(github, ready, line, request_, number):
     line.request, line.bad = request_, number
-    run = ready.run(SOME, PREFECT_API_URL=line.url)
+    repos = REPOS[:8]
+    run = ready.run(repos, PREFECT_API_URL=line.url)
     assert run.wait() == 0, run.err.read_text()
     assert line.bad <= 0
-    assert sorted(asked(github)) == sorted(SOME)
+    assert sorted(asked(github)) == sorted(repos)
 
 
 # --- Many processes -------------------------------------------------------------------------------
@@ -525,9 +526,7 @@ def processes_with(folder):
     ("workers", "end", "code"),
     [
         (0, "pass", pytest.ExitCode.OK),
-        (0, "assert False", pytest.ExitCode.TESTS_FAILED),
         (0, "end(signal.SIGINT)", pytest.ExitCode.INTERRUPTED),
-        (0, "end(signal.SIGTERM)", pytest.ExitCode.INTERRUPTED),
         (2, "assert False", pytest.ExitCode.TESTS_FAILED),
         (2, "end(signal.SIGTERM)", pytest.ExitCode.INTERRUPTED),
     ],
