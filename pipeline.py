@@ -82,7 +82,7 @@ def fetch_within_limit(github_repo: str) -> dict:
     except httpx.HTTPStatusError as error:
         gate.obey(github_repo, error)
         raise
-    except ValueError as error:
+    except (JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"no JSON; does a proxy or a log-in page answer? ({error})") from None
     match stats:
         case {"full_name": str(), "stargazers_count": int()}:

@@ -62,8 +62,8 @@ MUTANTS = {
         (
             "an answer that is no JSON is asked for again",
             f"{FAULTS}each_fault_alone",
-            *("    except ValueError as error:\n        raise ValueError(",
-              "    except ZeroDivisionError as error:\n        raise ValueError("),
+            *("    except (JSONDecodeError, UnicodeDecodeError) as error:\n",
+              "    except ZeroDivisionError as error:\n"),
         ),
         (
             "no cap on threads",

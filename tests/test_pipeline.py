@@ -498,8 +498,11 @@ def test_results_are_json_that_expires_after_a_day(github):
 )
 def test_a_malformed_address_is_named(github, monkeypatch, address):
     monkeypatch.setenv("GITHUB_API_URL", address)
-    with pytest.raises(ValueError, match=re.escape("GITHUB_API_URL is not an http(s) address: ")):
+    named = "^" + re.escape("GITHUB_API_URL is not an http(s) address: ")
+    with pytest.raises(ValueError, match=named):
         show_stars([PYDANTIC])
+    with pytest.raises(ValueError, match=named):
+        pipeline.resilient_fetch_stats(PYDANTIC)
 
 
 @pytest.fixture
