@@ -50,9 +50,9 @@ COLUMNS = "verdict", "evidence"
 
 # A fork of a process that has imported Prefect starts at once. macOS's libraries may not stand it.
 PROCESSES = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-# Prefect imports the engines and FastAPI only when the first flow runs.
-PRELOAD = ["pipeline", "prefect.main", "prefect.flow_engine", "prefect.task_engine", "fastapi"]
-PROCESSES.set_forkserver_preload([*PRELOAD, "cloudpickle"])
+# With what Prefect imports only when the first flow runs.
+ENGINES = ["prefect.flow_engine", "prefect.task_engine", "prefect.utilities.visualization"]
+PROCESSES.set_forkserver_preload(["pipeline", "gauntlet", "cloudpickle", "fastapi", *ENGINES])
 
 
 # --- A run, in a process of its own ---------------------------------------------------------------
@@ -92,7 +92,9 @@ def perform(flow: bytes, repos: list[str], environment: dict, output: str, answe
     from prefect.context import refresh_global_settings_context
     from prefect.settings import get_current_settings
 
-    refresh_global_settings_context()  # this process may be a fork of one with another environment
+    # This process may be a fork of one that knows another server.
+    if get_current_settings().api.url != os.environ["PREFECT_API_URL"]:
+        refresh_global_settings_context()
     get_current_settings().flows.heartbeat_frequency = None  # as in `lesson.start`
     # Log lines count as printed: the flow may have `log_prints=True`.
     logging.getLogger().handlers[:] = [logging.StreamHandler(sys.stdout)]

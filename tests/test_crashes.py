@@ -30,14 +30,14 @@ from pipeline import show_stars
 
 ROOT = Path(__file__).parents[1]
 REPOS = [f"load-test/{n}" for n in range(60)]
-SOME = REPOS[:40]
+SOME = REPOS[:24]
 
 # --- Runs of the script ---------------------------------------------------------------------------
 
 # To import Prefect takes seconds. A process that has done so forks for each run of the script.
 READY = """\
 import json, os, runpy, sys
-import fastapi, prefect.flow_engine, prefect.task_engine
+import fastapi, prefect.flow_engine, prefect.task_engine, prefect.utilities.visualization
 import pipeline
 from prefect.context import refresh_global_settings_context
 from prefect.logging.configuration import setup_logging
@@ -51,8 +51,9 @@ for line in sys.stdin:
     else:
         os.dup2(os.open(order["out"], os.O_CREAT | os.O_WRONLY), 1)
         os.dup2(os.open(order["err"], os.O_CREAT | os.O_WRONLY), 2)
-        os.environ.update(order["environment"])
-        refresh_global_settings_context()
+        if order["environment"]:
+            os.environ.update(order["environment"])
+            refresh_global_settings_context()
         setup_logging(incremental=False)
         sys.argv[1:] = order["repos"]
         runpy.run_path(pipeline.__file__, run_name="__main__")
@@ -277,7 +278,7 @@ def test_interrupted_while_workers_wait_for_a_slot(github, ready, number):
     assert run.end(number) == 128 + number
     check_interrupted(run)
     lesson.new_limit("github-api", 5000, 5000 / 3600)
-    assert len(check_next_run(github, SOME)) == 35
+    assert len(check_next_run(github, SOME)) == len(SOME) - 5
 
 
 # --- Prefect's server -----------------------------------------------------------------------------
@@ -308,14 +309,14 @@ def test_a_prefect_server_away_for_a_while_loses_nothing(github, ready, line):
     run.until(lambda: "Another attempt will be made in" in run.err.read_text())
     line.restore()
     assert run.wait() == 0
-    assert len(run.out.read_text().splitlines()) == len(cached()) == 40
+    assert len(run.out.read_text().splitlines()) == len(cached()) == len(SOME)
     assert sorted(asked(github)) == sorted(SOME)
     name = re.search("Flow run '(.+?)' - Finished in state Completed", run.err.read_text())[1]
     with get_client(sync_client=True) as client:
         by_name = FlowRunFilter(name={"any_": [name]})
         (flow_run,) = client.read_flow_runs(flow_run_filter=by_name)
     assert flow_run.state.is_completed()
-    assert set(lesson.task_states(flow_run.state, count=80).values()) == {"Completed"}
+    assert set(lesson.task_states(flow_run.state, count=2 * len(SOME)).values()) == {"Completed"}
 
 
 @pytest.mark.parametrize(
@@ -353,9 +354,11 @@ def test_processes_share_the_limit(github, ready, count):
 
 
 def test_four_processes_run_the_same_at_once(github, ready):
-    repos = REPOS[:24]
-    github.latency = 0.3
+    repos = REPOS[:12]
+    github.latency = 5  # until each of them has asked
     runs = [ready.run(repos) for _ in range(4)]
+    until(lambda: asked(github).count(repos[0]) == 4)
+    github.latency = 0
     log = {"encoding": "utf-8", "errors": "replace"}
     for run in runs:
         assert run.wait() == 0, run.err.read_text()
@@ -365,8 +368,7 @@ def test_four_processes_run_the_same_at_once(github, ready):
         ]
         assert "Traceback" not in run.err.read_text()
         assert "database is locked" not in run.err.read_text() + lesson.SERVER_LOG.read_text(**log)
-    assert len(asked(github)) > 24  # they did run at the same time
-    assert len(files()) == len(cached()) == 24
+    assert len(files()) == len(cached()) == len(repos)
 
 
 # --- Kernels --------------------------------------------------------------------------------------
@@ -525,7 +527,6 @@ def processes_with(folder):
 @pytest.mark.parametrize(
     ("workers", "end", "code"),
     [
-        (0, "pass", pytest.ExitCode.OK),
         (0, "end(signal.SIGINT)", pytest.ExitCode.INTERRUPTED),
         (2, "assert False", pytest.ExitCode.TESTS_FAILED),
         (2, "end(signal.SIGTERM)", pytest.ExitCode.INTERRUPTED),
