@@ -22,7 +22,7 @@ import lesson
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 
 ROOT = Path(__file__).parents[1]
-PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"), reverse=True)  # the longest comes first
 CACHING = [path for path in PATHS if path.stem == "05_caching"]
 BROWSERS = (
     *("chromium", "chromium-browser", "google-chrome", "chrome"),
