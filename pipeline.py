@@ -444,6 +444,8 @@ def main(argv: list[str] | None = None) -> int:
     except (httpx.HTTPError, RuntimeError, ValueError) as error:
         print(f"The Prefect server ({server or 'temporary'}) failed: {error}", file=sys.stderr)
         return 3
+    finally:
+        sys.stdout.flush()  # where it is no terminal: `end` may leave no time for it
     return 0
 
 

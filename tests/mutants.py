@@ -307,6 +307,11 @@ MUTANTS = {
             f"{PIPELINE}script_with_a_failure_shows_the_rest_and_one_line",
             *("print(error, file=sys.stderr)\n        return 1", "return 0"),
         ),
+        (
+            "what was printed is lost when the server is gone",
+            f"{CRASHES}a_prefect_server_gone_for_good_is_an_error_and_no_hang",
+            *("        sys.stdout.flush()", "        pass"),
+        ),
     ],
     "notebooks/lesson.py": [
         (
