@@ -56,7 +56,8 @@ def pytest_configure(config):
     # Before `lesson` is imported, which replaces all PREFECT_* too.
     os.environ["LESSONS_HOME"] = str(home)
     os.environ["IPYTHONDIR"] = str(home / "ipython")  # nor anything else of the user's own
-    # GitHub's runners set the first two: never go live. With the third, nothing printed is lost.
+    # GitHub's runners set the first two: never go live. The third would print without a buffer,
+    # in which most readers' Python can lose something.
     for name in ("GITHUB_TOKEN", "GITHUB_API_URL", "PYTHONUNBUFFERED"):
         os.environ.pop(name, None)
 
