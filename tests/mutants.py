@@ -338,12 +338,12 @@ MUTANTS = {
     "notebooks/exercises.py": [
         (
             "what was not reached holds",
-            f"{CHECK}[06_star_chart-start]",
+            "notebooks/06_star_chart.ipynb",
             *("if reached else NOT_REACHED", "if reached else HOLDS"),
         ),
         (
             "always solved",
-            f"{CHECK}[03_mapping-start]",
+            f"{CHECK}[03_mapping-wrong]",
             *("all(what == HOLDS for", "any(what == HOLDS for"),
         ),
     ],

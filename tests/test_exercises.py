@@ -1,7 +1,7 @@
 """Every "Your turn": its check says no to the start and to a wrong answer, and yes to the solution.
 
 In a notebook the reader changes the cell with the tag `exercise`, and the one with the tag `check`
-judges. The folded solution stands after it.
+judges: its stored output is what it says to the start. The folded solution stands after it.
 """
 
 import logging
@@ -26,7 +26,7 @@ WRONG = {  # lesson: what makes its solution a wrong answer
 
 
 def parts(name):
-    """The sources of a lesson's exercise, check and solution."""
+    """What a lesson's check says to the start, and the sources of the check and the solution."""
     cells = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells
     tagged = {
         tag: [n for n, cell in enumerate(cells) if tag in cell.metadata.get("tags", [])]
@@ -39,28 +39,40 @@ def parts(name):
     solution = cells[check + 1].source
     assert solution.startswith("<details><summary>Solution</summary>")
     (code,) = re.findall(r"^```python\n(.+?)^```$", solution, re.M | re.S)
-    return cells[exercise].source, cells[check].source, code
+    told = "".join(output.text for output in cells[check].outputs)
+    return told, cells[check].source, code
 
 
-@pytest.mark.parametrize("answer", ["start", "wrong", "right"])
+def claims(told):
+    """The lines of a check's claims, and its verdict."""
+    *lines, verdict = told.splitlines()
+    assert len(lines) > 1
+    assert all(re.match(r"(holds|does not hold|not reached) +\| .+: .", line) for line in lines)
+    return lines, verdict
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_start_is_not_the_solution_yet(name):
+    lines, verdict = claims(parts(name)[0])
+    assert not all(line.startswith("holds") for line in lines)
+    assert verdict == "Not yet."
+
+
+@pytest.mark.parametrize("answer", ["wrong", "right"])
 @pytest.mark.parametrize("name", WRONG)
 def test_the_check_knows_right_from_wrong(github, monkeypatch, capsys, name, answer):
-    start, check, solution = parts(name)
+    _, check, solution = parts(name)
     old, new = WRONG[name]
     assert old in solution, f"change WRONG for {name}, whose solution has no {old!r}"
-    code = {"start": start, "wrong": solution.replace(old, new), "right": solution}[answer]
+    code = solution.replace(old, new) if answer == "wrong" else solution
     monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])  # no pytest's
     cell = {"__name__": "__main__", "github": github, "lesson": lesson}
     exec(code, cell)
     capsys.readouterr()
     exec(check, cell)
-    *claims, verdict = capsys.readouterr().out.splitlines()
-    assert len(claims) > 1
-    assert all(re.match(r"(holds|does not hold|not reached) +\| .+: .", line) for line in claims)
+    lines, verdict = claims(capsys.readouterr().out)
     if answer == "right":
         assert verdict == "Solved."
     else:
         assert verdict == "Not yet."
-        assert not all(line.startswith("holds") for line in claims)
-    if answer == "wrong":
-        assert any(line.startswith("does not hold") for line in claims)
+        assert any(line.startswith("does not hold") for line in lines)
