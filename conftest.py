@@ -79,7 +79,7 @@ def pytest_xdist_make_scheduler(config, log):
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid):  # what has one scope stays together
             file = nodeid.partition("::")[0]
-            return file if file.endswith(".ipynb") else nodeid
+            return file if file.endswith((".ipynb", "test_gauntlet.py")) else nodeid
 
     return Scheduler(config, log)
 

@@ -177,7 +177,7 @@ MUTANTS = {
         ),
         (
             "a slot for many",
-            f"{CRASHES}processes_share_the_limit",
+            f"{CRASHES}four_processes_share_the_limit",
             *("occupy=count, ", ""),
         ),
         (
