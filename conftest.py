@@ -40,6 +40,8 @@ lesson.start_server()
 
 
 def pytest_configure(config):
+    # From whatever folder the tests are run. An option would be a path from there.
+    config.option.nbval_sanitize_with = str(config.rootpath / "tests" / "sanitize.cfg")
     # Whoever ends the run with a signal gets the servers ended with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if worker := getattr(config, "workerinput", None):

@@ -435,18 +435,19 @@ def main(argv: list[str] | None = None) -> int:
         settings.PREFECT_CLIENT_RETRY_EXTRA_CODES: {500},  # as it does for 503
         settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # its thread takes a second to end
     }
+    code, last = 0, ""
     try:
         with settings.temporary_settings(set_defaults=defaults):
             show_stars(repos)
     except IncompleteError as error:
-        print(error, file=sys.stderr)
-        return 1
+        code, last = 1, f"{error}\n"
     except (httpx.HTTPError, RuntimeError, ValueError) as error:
-        print(f"The Prefect server ({server or 'temporary'}) failed: {error}", file=sys.stderr)
-        return 3
-    finally:
-        sys.stdout.flush()  # where it is no terminal: `end` may leave no time for it
-    return 0
+        code, last = 3, f"The Prefect server ({server or 'temporary'}) failed: {error}\n"
+    finally:  # flushed, since `end` may leave no time for it
+        for text, file in ("", sys.stdout), (last, sys.stderr):
+            with suppress(OSError):  # a full disk, or nobody reads it
+                print(text, end="", file=file, flush=True)
+    return code
 
 
 def end(code: int, seconds: float) -> None:

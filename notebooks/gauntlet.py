@@ -52,7 +52,7 @@ COLUMNS = "verdict", "evidence"
 PROCESSES = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 # With what Prefect imports only when the first flow runs.
 ENGINES = ["prefect.flow_engine", "prefect.task_engine", "prefect.utilities.visualization"]
-PROCESSES.set_forkserver_preload(["pipeline", "gauntlet", "cloudpickle", "fastapi", *ENGINES])
+PROCESSES.set_forkserver_preload(["gauntlet", "cloudpickle", "fastapi", *ENGINES])
 
 
 # --- A run, in a process of its own ---------------------------------------------------------------
@@ -86,15 +86,14 @@ class Run:
 
 def perform(flow: bytes, repos: list[str], environment: dict, output: str, answer) -> None:
     """Run the flow in this process; send its state's type and its error's name."""
+    os.environ.clear()  # this process may be a fork of an older one
     os.environ.update(environment)
     sys.stdout = sys.stderr = open(output, "w", buffering=1, encoding="utf-8")  # noqa: SIM115
     import cloudpickle
     from prefect.context import refresh_global_settings_context
     from prefect.settings import get_current_settings
 
-    # This process may be a fork of one that knows another server.
-    if get_current_settings().api.url != os.environ["PREFECT_API_URL"]:
-        refresh_global_settings_context()
+    refresh_global_settings_context()
     get_current_settings().flows.heartbeat_frequency = None  # as in `lesson.start`
     # Log lines count as printed: the flow may have `log_prints=True`.
     logging.getLogger().handlers[:] = [logging.StreamHandler(sys.stdout)]

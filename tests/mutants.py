@@ -310,7 +310,12 @@ MUTANTS = {
         (
             "what was printed is lost when the server is gone",
             f"{CRASHES}a_prefect_server_gone_for_good_is_an_error_and_no_hang",
-            *("        sys.stdout.flush()", "        pass"),
+            *(', file=file, flush=True)', ', file=file)'),
+        ),
+        (
+            "a full disk makes it hang when the server is gone",
+            f"{CRASHES}a_prefect_server_gone_for_good_is_an_error_and_no_hang",
+            *("with suppress(OSError):  # a full disk", "with suppress():  # a full disk"),
         ),
     ],
     "notebooks/lesson.py": [
@@ -367,6 +372,11 @@ MUTANTS = {
             "any number at once",
             f"{GAUNTLET}a_promise_taken_out_does_not_hold",
             *("holds = arena.api.in_flight_max <= AT_ONCE", "holds = True"),
+        ),
+        (
+            "the settings of an older run",
+            f"{GAUNTLET}a_run_knows_what_its_kernel_knows_now",
+            *("    refresh_global_settings_context()\n", ""),
         ),
         (
             "a flow without a limit of its round",

@@ -76,9 +76,9 @@ class Ready:
         print(json.dumps(order), file=self.process.stdin, flush=True)
         return int(self.process.stdout.readline())
 
-    def run(self, repos=REPOS, **environment):
-        """Begin a run of `python pipeline.py` with these repositories."""
-        return Run(self, repos, environment)
+    def run(self, repos=REPOS, out="", **environment):
+        """Begin a run of `python pipeline.py` with these repositories, which prints to a file."""
+        return Run(self, repos, out, environment)
 
     def end_runs(self):
         for run in psutil.Process(self.process.pid).children():
@@ -93,13 +93,13 @@ class Ready:
 class Run:
     """A run of the script. Its output goes to files, so that it never waits for a reader."""
 
-    def __init__(self, ready, repos, environment):
+    def __init__(self, ready, repos, out, environment):
         self.ready = ready
         ready.runs += 1
         self.out, self.err = (ready.folder / f"{name}-{ready.runs}" for name in ("out", "err"))
         self.err.touch()
         self.pid = ready.tell(
-            out=str(self.out), err=str(self.err), repos=repos, environment=environment
+            out=out or str(self.out), err=str(self.err), repos=repos, environment=environment
         )
 
     def has_ended(self):
@@ -284,17 +284,22 @@ def test_interrupted_while_workers_wait_for_a_slot(github, ready, number):
 # --- Prefect's server -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("slots", [200, 20])  # more than enough, and too few
-def test_a_prefect_server_gone_for_good_is_an_error_and_no_hang(github, ready, line, slots):
+@pytest.mark.parametrize(
+    ("slots", "out"),
+    [(200, ""), (20, ""), (200, "/dev/full")],  # more than enough, too few; a disk that is full
+)
+def test_a_prefect_server_gone_for_good_is_an_error_and_no_hang(github, ready, line, slots, out):
     github.latency = 0.05
     lesson.new_limit("github-api", slots, 1e-9)
-    run = ready.run(PREFECT_API_URL=line.url, PREFECT_CLIENT_MAX_RETRIES="0")
+    run = ready.run(out=out, PREFECT_API_URL=line.url, PREFECT_CLIENT_MAX_RETRIES="0")
     run.until(lambda: len(cached()) >= 10)
     line.cut()
     assert run.wait() == 3
     said = run.err.read_text()
     assert said.count(f"The Prefect server ({line.url}) failed: ") == 1
     assert "Traceback" not in said
+    if out:
+        return
     printed = [line.partition(":")[0] for line in run.out.read_text().splitlines()]
     assert 10 <= len(printed) < len(REPOS)
     assert sorted(printed) == sorted(cached())

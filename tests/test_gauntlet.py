@@ -6,13 +6,16 @@ nbval compares. Here the folded solution keeps every promise, and without one li
     pytest -m boards -n 2     a whole board for each promise taken out: two minutes
 """
 
+import os
 import re
+import sys
 import time
 from pathlib import Path
 
 import nbformat
 import pytest
 from prefect import flow
+from prefect.settings import get_current_settings
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = nbformat.read(ROOT / "notebooks" / "08_gauntlet.ipynb", as_version=4)
@@ -163,6 +166,21 @@ def test_a_flow_that_hangs_is_ended(gauntlet):
         *["still running after 3 s"] * 2,
         "not tried: no run came to its end",
     ]
+
+
+@flow
+def checks_what_it_knows(github_repos):
+    assert "PATH" not in os.environ
+    assert get_current_settings().tasks.refresh_cache
+    assert "pipeline" not in sys.modules  # as it was before somebody edited it
+
+
+def test_a_run_knows_what_its_kernel_knows_now(gauntlet, monkeypatch):
+    gauntlet.run(returns_nothing, "pays once")  # from here on there is a process to fork
+    monkeypatch.delenv("PATH")
+    monkeypatch.setenv("PREFECT_TASKS_REFRESH_CACHE", "true")
+    board = gauntlet.run(checks_what_it_knows, "pays once")
+    assert board["evidence"].tolist() == ["the run ended before it"]  # and not by an error
 
 
 def test_what_cannot_take_part_is_told_so_in_a_sentence(gauntlet, github):
