@@ -79,7 +79,8 @@ def needs_server(item):
 
 def pytest_xdist_make_scheduler(config, log):
     class Scheduler(LoadScopeScheduling):
-        def _split_scope(self, nodeid):  # what has one scope stays together
+        def _split_scope(self, nodeid):
+            # What has one scope stays together: it shares a kernel, or a process that is forked.
             file = nodeid.partition("::")[0]
             return file if file.endswith((".ipynb", "test_gauntlet.py")) else nodeid
 
