@@ -84,17 +84,18 @@ class Run:
         return [repo for repo, _ in self.lines if repo in repos]
 
 
-def perform(flow: bytes, repos: list[str], environment: dict, output: str, answer) -> None:
+def perform(
+    flow: bytes, repos: list[str], environment: dict, settings, output: str, answer
+) -> None:
     """Run the flow in this process; send its state's type and its error's name."""
     os.environ.clear()  # this process may be a fork of an older one
     os.environ.update(environment)
     sys.stdout = sys.stderr = open(output, "w", buffering=1, encoding="utf-8")  # noqa: SIM115
     import cloudpickle
-    from prefect.context import refresh_global_settings_context
-    from prefect.settings import get_current_settings
+    import prefect.context
 
-    refresh_global_settings_context()
-    get_current_settings().flows.heartbeat_frequency = None  # as in `lesson.start`
+    # Those that the kernel has now. To read them again would take longer than the rest of this.
+    prefect.context.GLOBAL_SETTINGS_CONTEXT = settings
     # Log lines count as printed: the flow may have `log_prints=True`.
     logging.getLogger().handlers[:] = [logging.StreamHandler(sys.stdout)]
     try:
@@ -179,9 +180,11 @@ class Arena:
         late = "", f"still running after {self.patience} s"
         if self.runs and not self.runs[-1].state:
             return late  # as the run before
+        from prefect.context import get_settings_context
+
         environment = dict(os.environ) | {"GITHUB_API_URL": self.api.url}
         receiving, sending = PROCESSES.Pipe(duplex=False)
-        arguments = self.flow, repos, environment, str(output), sending
+        arguments = self.flow, repos, environment, get_settings_context(), str(output), sending
         process = PROCESSES.Process(target=perform, args=arguments)
         process.start()
         sending.close()

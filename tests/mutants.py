@@ -376,7 +376,7 @@ MUTANTS = {
         (
             "the settings of an older run",
             f"{GAUNTLET}a_run_knows_what_its_kernel_knows_now",
-            *("    refresh_global_settings_context()\n", ""),
+            *("    prefect.context.GLOBAL_SETTINGS_CONTEXT = settings\n", ""),
         ),
         (
             "a flow without a limit of its round",

@@ -178,7 +178,7 @@ def checks_what_it_knows(github_repos):
 def test_a_run_knows_what_its_kernel_knows_now(gauntlet, monkeypatch):
     gauntlet.run(returns_nothing, "pays once")  # from here on there is a process to fork
     monkeypatch.delenv("PATH")
-    monkeypatch.setenv("PREFECT_TASKS_REFRESH_CACHE", "true")
+    monkeypatch.setattr(get_current_settings().tasks, "refresh_cache", True)
     board = gauntlet.run(checks_what_it_knows, "pays once")
     assert board["evidence"].tolist() == ["the run ended before it"]  # and not by an error
 
