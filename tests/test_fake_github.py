@@ -862,15 +862,15 @@ def test_300_connections_stay_open(github):
 
 def test_client_that_hangs_up_is_no_trouble(github, client, monkeypatch, capfd, caplog):
     ended = Queue()
-    monkeypatch.setattr(github, "on_request", ended.put)
     github.latency = 60
     address = ("127.0.0.1", port_of(github))
     with socket.create_connection(address) as connection:
         connection.sendall(f"GET {PATH} HTTP/1.1\r\nHost: x\r\nUser-Agent: test\r\n\r\n".encode())
         while github.requests.empty:
             time.sleep(0.005)
-    while ended.get(timeout=20) != f"GET {PATH} 0":
-        pass  # a request of the test before this one is told of after its answer
+        # Not earlier: a request of the test before this one is told of after its answer.
+        monkeypatch.setattr(github, "on_request", ended.put)
+    assert ended.get(timeout=20) == f"GET {PATH} 0"
     with socket.create_connection(address) as connection:
         connection.sendall(b"GET /repos/dask")  # and no more
     github.latency = 0
