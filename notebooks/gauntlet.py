@@ -94,7 +94,7 @@ def perform(
     import cloudpickle
     import prefect.context
 
-    # Those that the kernel has now. To read them again would take longer than the rest of this.
+    # Those that the kernel has now, with what `lesson.start` sets.
     prefect.context.GLOBAL_SETTINGS_CONTEXT = settings
     # Log lines count as printed: the flow may have `log_prints=True`.
     logging.getLogger().handlers[:] = [logging.StreamHandler(sys.stdout)]
