@@ -291,12 +291,13 @@ def asks_once(arena: Arena) -> tuple[str, str]:
     arena.fail(missing, status=404, times=None)
     arena.fail(blocked, status=451, times=None)
     run = arena.run()
-    asked = {404: len(run.statuses(missing)), 451: len(run.statuses(blocked))}
-    often = {0: "never", 1: "once", 2: "twice"}
+    asked = [len(run.statuses(repo)) for repo in (missing, blocked)]
+    # Only the most: where the first failure ends the flow, the other one's retries are cancelled.
+    often = f"up to {max(asked)} times" if max(asked) > 1 else "once"
     return arena.judge(
-        ", ".join(f"{status} asked {often.get(n, f'{n} times')}" for status, n in asked.items()),
-        attacked=all(asked.values()),
-        holds=max(asked.values()) <= 1,
+        f"404 and 451 asked {often}",
+        attacked=all(asked),
+        holds=max(asked) <= 1,
         good=but(arena.repos, missing, blocked),
     )
 
@@ -391,7 +392,7 @@ def not_poisoned(arena: Arena) -> tuple[str, str]:
 @promise("pays once", "5 · Asking once", count=4)
 def pays_once(arena: Arena) -> tuple[str, str]:
     failed = arena.repos[1]
-    arena.fail(failed, status=404, times=None)
+    arena.fail(failed, status=404, latency=0.5, times=None)  # by then the others have answered
     first, second = arena.run(), arena.run()
     paid = set(first.log["repository"][first.log["status"] == 200])
     again = set(second.log["repository"])
