@@ -84,10 +84,11 @@ def allowance(
     if api:
         answers, window = api
         label = f"the API: {answers} in {window} seconds"
-        axes.hlines(answers, 0, window, color=GREY, linewidth=2, label=label)
+        axes.hlines(answers, 0, window, color=GREY, linewidth=4, zorder=1, label=label)
     refused = log["status"].isin([403, 429])
     if refused.any():
-        axes.plot(log["time"][refused], count[refused], "x", color=ORANGE, label="refused")
+        times, order = log["time"][refused], count[refused]
+        axes.plot(times, order, "x", color=ORANGE, ms=9, mew=2, label="refused by the API")
     axes.set(xlabel="time (s)", ylabel="requests so far", ylim=(0, None), xlim=(0, None))
     axes.yaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside lower left", ncols=4, fontsize="small")
