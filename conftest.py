@@ -56,7 +56,7 @@ def pytest_configure(config):
         Path(home, "authority.pem").write_text(authority)
         os.environ["SSL_CERT_FILE"] = str(home / "authority.pem")
     # Before `lesson` is imported, which replaces all PREFECT_* too.
-    os.environ["LESSONS_HOME"] = str(home)
+    os.environ["LESSONS_HOME"] = os.environ["PREFECT_HOME"] = str(home)  # nothing in ~/.prefect
     os.environ["IPYTHONDIR"] = str(home / "ipython")  # nor anything else of the user's own
     # GitHub's runners set the first two: never go live. The third would print without a buffer,
     # in which most readers' Python can lose something.
