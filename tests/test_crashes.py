@@ -355,9 +355,10 @@ def test_four_processes_share_the_limit(github, ready):
     assert [run.wait() for run in runs] == [0] * 4
     assert sorted(asked(github)) == sorted(repos)
     times = github.requests["time"].tolist()
+    late = 0.5  # seconds that may lie between a slot and the arrival of its request
     for first, begin in enumerate(times):
         for last, end in enumerate(times[first:], first):
-            assert last - first + 1 <= limit + decay * (end - begin)
+            assert last - first + 1 <= limit + decay * (end - begin + late)
 
 
 def test_four_processes_run_the_same_at_once(github, ready):
@@ -367,15 +368,15 @@ def test_four_processes_run_the_same_at_once(github, ready):
     until(lambda: asked(github).count(repos[0]) == 4)
     github.latency = 0
     log = {"encoding": "utf-8", "errors": "replace"}
+    assert [run.wait() for run in runs] == [0] * 4
+    stars = cached()
     for run in runs:
-        assert run.wait() == 0, run.err.read_text()
-        stars = cached()
         assert run.out.read_text().splitlines() == [
             f"{repo}: {stars[repo]} stars" for repo in repos
         ]
         assert "Traceback" not in run.err.read_text()
         assert "database is locked" not in run.err.read_text() + lesson.SERVER_LOG.read_text(**log)
-    assert len(files()) == len(cached()) == len(repos)
+    assert len(files()) == len(stars) == len(repos)
 
 
 # --- Kernels --------------------------------------------------------------------------------------
@@ -561,7 +562,7 @@ def test_no_process_is_left_when_the_tests_end(tmp_path, workers, end, code):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
     left = processes_with(temporary)
     for process in left:
