@@ -392,7 +392,7 @@ def not_poisoned(arena: Arena) -> tuple[str, str]:
 @promise("pays once", "5 · Asking once", count=4)
 def pays_once(arena: Arena) -> tuple[str, str]:
     failed = arena.repos[1]
-    arena.fail(failed, status=404, latency=0.5, times=None)  # by then the others have answered
+    arena.fail(failed, status=404, latency=0.5, times=None)  # the others answer sooner
     first, second = arena.run(), arena.run()
     paid = set(first.log["repository"][first.log["status"] == 200])
     again = set(second.log["repository"])

@@ -439,11 +439,11 @@ def draw(measured: dict, file: Path) -> None:
 
     plt.style.use(ROOT / "notebooks" / "matplotlibrc")
     figure, axes = plt.subplots(figsize=(8, 4.5))
-    alone = "the latency alone"
+    alone, dashed = "the latency alone", "dashed: a default server"
     costs = defaultdict(dict, {alone: ALONE})
     for name, count in sorted(measured):
         costs[name][count] = median_of(measured, name, count, "cold")
-    lines = {  # dashed: Prefect's server with default settings
+    lines = {
         TUTORIAL: (ORANGE, "--"),
         TUTORIAL + NO_LIMIT: (ORANGE, ":"),
         DEFAULT: (BLUE, "--"),
@@ -454,9 +454,8 @@ def draw(measured: dict, file: Path) -> None:
     }
     for name, (color, style) in lines.items():
         sizes, seconds = costs[name].keys(), costs[name].values()
-        label = f"{TUTORIAL}, default server" if name == TUTORIAL else name
-        axes.plot(sizes, seconds, style, color=color, marker="o", label=label)
-    axes.legend(labelcolor="linecolor", loc="upper left", bbox_to_anchor=(1, 1))
+        axes.plot(sizes, seconds, style, color=color, marker="o", label=name)
+    axes.legend(labelcolor="linecolor", loc="upper left", bbox_to_anchor=(1, 1), title=dashed)
     axes.set(xscale="log", yscale="log", xlabel="repositories", ylabel="seconds (log scale)")
     axes.set_xticks(SIZES, [f"{count:,}" for count in SIZES])
     axes.yaxis.set_major_formatter("{x:g}")

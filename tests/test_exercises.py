@@ -16,7 +16,7 @@ import lesson
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 WRONG = {  # lesson: what makes its solution a wrong answer
     "01_first_flow": ("    if failed:", "    if len(failed) > 1:"),
-    "02_retries": ("backoff_factor=2", "backoff_factor=0.5"),
+    "02_retries": ("backoff_factor=2", "backoff_factor=1"),
     "03_mapping": ("max_workers=3", "max_workers=4"),
     "04_rate_limiting": ("slots, free_a_second = 3,", "slots, free_a_second = 14,"),
     "05_caching": ('"stargazers_count" not in', '"message" in {} and "x" not in'),
