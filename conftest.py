@@ -18,6 +18,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 LESSON = Path(__file__).with_name("notebooks") / "lesson.py"
+TOGETHER = "test_script.py", "test_gauntlet.py"  # on one worker
 starting = None  # the process that starts the Prefect server
 # On any free port: the workers would choose the same one at the same moment. To make the database
 # is most of a start, so all but the first worker begin with a copy of its.
@@ -81,20 +82,21 @@ def pytest_xdist_make_scheduler(config, log):
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             # What has one scope stays together: it shares a kernel, or a process that is forked.
-            file = nodeid.partition("::")[0]
-            return file if file.endswith((".ipynb", "test_gauntlet.py")) else nodeid
+            file = Path(nodeid.partition("::")[0])
+            return file.name if file.suffix == ".ipynb" or file.name in TOGETHER else nodeid
 
     return Scheduler(config, log)
 
 
 def pytest_collection_modifyitems(items):
     """The longest lesson comes first, or all wait for it at the end. Then what needs no Prefect
-    server, while the servers start; the other lessons; the other tests.
+    server, while the servers start; the long files; the other lessons; the other tests.
     """
 
     def turn(item):
         longest = item.path.name == "08_gauntlet.ipynb"
-        return not longest, needs_server(item), item.path.suffix == ".py"
+        long = item.path.name in TOGETHER
+        return not longest, needs_server(item), not long, item.path.suffix == ".py"
 
     items.sort(key=lambda item: item.path.name, reverse=True)
     items.sort(key=turn)
@@ -124,7 +126,7 @@ def practice_api():
 
 @pytest.fixture
 def github(practice_api, monkeypatch):
-    """The practice API as new, no cached results, limits that do not bind, quick retries."""
+    """The practice API as new, no cached results, a limit that does not bind, quick retries."""
     import lesson
     import pipeline
 
@@ -132,6 +134,5 @@ def github(practice_api, monkeypatch):
     practice_api.reset()
     practice_api.latency = 0
     lesson.clear_cache()
-    for name in ("github-api", "github-api-token"):
-        lesson.new_limit(name, 5000, 5000 / 3600)
+    lesson.new_limit("github-api", 5000, 5000 / 3600)
     return practice_api

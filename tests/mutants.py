@@ -19,10 +19,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 3
-PIPELINE, CRASHES = "tests/test_pipeline.py::test_", "tests/test_crashes.py::test_"
+PIPELINE, SCRIPT = "tests/test_pipeline.py::test_", "tests/test_script.py::test_"
 FAULTS, HOSTILE = "tests/test_faults.py::test_", "tests/test_hostile_input.py::test_"
+KERNELS, GAUNTLET = "tests/test_kernels.py::test_", "tests/test_gauntlet.py::test_"
 LESSON, GITHUB = "tests/test_lesson.py::test_", "tests/test_fake_github.py::test_"
-GAUNTLET = "tests/test_gauntlet.py::test_"
 CHECK = "tests/test_exercises.py::test_the_check_knows_right_from_wrong"
 
 # By file: the name of a change, the test or lesson that catches it, what is replaced, and by what.
@@ -177,7 +177,7 @@ MUTANTS = {
         ),
         (
             "a slot for many",
-            f"{CRASHES}four_processes_share_the_limit",
+            f"{SCRIPT}four_processes_share_the_limit",
             *("occupy=count, ", ""),
         ),
         (
@@ -240,23 +240,23 @@ MUTANTS = {
         ),
         (
             "nobody says that it waits",
-            f"{CRASHES}interrupted_while_workers_wait_for_a_slot",
+            f"{SCRIPT}interrupted_while_workers_wait_for_a_slot",
             *('get_run_logger().warning(f"{who}, the last', 'str(f"{who}, the last'),
         ),
         (
             "a line for each look",
-            f"{CRASHES}interrupted_while_workers_wait_for_a_slot",
+            f"{SCRIPT}interrupted_while_workers_wait_for_a_slot",
             *("self.told >= 60", "self.told >= 0"),
         ),
         (
             "an interrupt ends no wait",
-            f"{CRASHES}the_life_of_two_kernels",
+            f"{KERNELS}the_life_of_two_kernels",
             *("    def __exit__(self, *_) -> None:\n        self.shut.set()",
               "    def __exit__(self, *_) -> None:\n        pass"),
         ),
         (
             "SIGTERM as the system has it",
-            f"{CRASHES}interrupted_while_workers_wait_for_a_slot",
+            f"{SCRIPT}interrupted_while_workers_wait_for_a_slot",
             *("    signal.signal(signal.SIGTERM, interrupt)\n", ""),
         ),
         (
@@ -304,17 +304,17 @@ MUTANTS = {
         ),
         (
             "exit code 0 in any case",
-            f"{PIPELINE}script_with_a_failure_shows_the_rest_and_one_line",
+            f"{SCRIPT}a_failure_shows_the_rest_and_one_line",
             *("code, last = 1, f", "code, last = 0, f"),
         ),
         (
             "what was printed is lost when the server is gone",
-            f"{CRASHES}a_prefect_server_gone_for_good_is_an_error_and_no_hang",
+            f"{SCRIPT}a_prefect_server_gone_for_good_is_an_error_and_no_hang",
             *(', file=file, flush=True)', ', file=file)'),
         ),
         (
             "a full disk makes it hang when the server is gone",
-            f"{CRASHES}a_prefect_server_gone_for_good_is_an_error_and_no_hang",
+            f"{SCRIPT}a_prefect_server_gone_for_good_is_an_error_and_no_hang",
             *("with suppress(OSError):  # a full disk", "with suppress():  # a full disk"),
         ),
     ],

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -41,14 +40,13 @@ def statuses(github, repo=PYDANTIC):
     return log["status"][log["repository"] == repo].tolist()
 
 
+def lines(stars):
+    return "".join(f"{repo}: {count} stars\n" for repo, count in stars.items())
+
+
 def read_limit(name="github-api"):
     with get_client(sync_client=True) as client:
         return client.read_global_concurrency_limit_by_name(name)
-
-
-def delete_limit(name="github-api"):
-    with get_client(sync_client=True) as client:
-        client.delete_global_concurrency_limit_by_name(name)
 
 
 # --- The finished flow ----------------------------------------------------------------------------
@@ -421,11 +419,13 @@ def test_a_limit_that_nobody_can_see_is_asked_for_all_the_same(github, monkeypat
     assert list(show_stars(MANY[:12])) == MANY[:12]
 
 
-def test_creates_a_limit_for_each_allowance_and_changes_none_that_exists(github, monkeypatch):
+def test_creates_a_limit_for_each_allowance_and_changes_none_that_exists(
+    github, monkeypatch, request
+):
+    request.addfinalizer(lambda: lesson.delete_limit("github-api-token"))
     for name, token in (("github-api", ""), ("github-api-token", "for-practice")):
         monkeypatch.setenv("GITHUB_TOKEN", token)
-        lesson.new_limit(name, 7, 1e-9)
-        delete_limit(name)
+        lesson.delete_limit(name)
         show_stars([PYDANTIC])
         lesson.clear_cache()
         limit = read_limit(name)
@@ -443,7 +443,7 @@ def test_creates_a_limit_for_each_allowance_and_changes_none_that_exists(github,
 
 
 def test_a_task_called_alone_is_within_a_limit_too(github):
-    delete_limit()
+    lesson.delete_limit("github-api")
     pipeline.resilient_fetch_stats(PYDANTIC)
     assert read_limit().active_slots == len(github.requests) == 1
 
@@ -556,46 +556,6 @@ def test_an_odd_token_is_refused_without_being_told(github, monkeypatch):
 # --- The script -----------------------------------------------------------------------------------
 
 
-def script(*arguments, **environment):
-    return python(ROOT / "pipeline.py", *arguments, **environment)
-
-
-def python(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | environment,
-        cwd=lesson.HOME,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-
-
-def lines(stars):
-    return "".join(f"{repo}: {count} stars\n" for repo, count in stars.items())
-
-
-def test_script_twice(github):
-    first = script()
-    assert (first.returncode, first.stdout) == (0, lines(STARS))
-    assert first.stderr.count("Finished in state Completed()") == 7
-    second = script()
-    assert (second.returncode, second.stdout) == (0, lines(STARS))
-    assert second.stderr.count("Finished in state Cached(type=COMPLETED)") == 3
-    assert len(github.requests) == 3
-
-
-def test_script_with_a_failure_shows_the_rest_and_one_line(github):
-    done = script(PYDANTIC, "PrefectHQ/perfect")
-    assert (done.returncode, done.stdout) == (1, lines({PYDANTIC: STARS[PYDANTIC]}))
-    # Without the line that Prefect adds if it has not yet sent all events.
-    said = "".join(line for line in done.stderr.splitlines(True) if "EventsWorker" not in line)
-    assert said.endswith(
-        f"1 of 2 repositories failed\nPrefectHQ/perfect: 404 Not Found from {github.url}\n"
-    )
-    assert "Traceback" not in done.stderr
-
-
 def test_script_refuses_bad_names_and_addresses(monkeypatch, capsys):
     def message(*arguments):
         with pytest.raises(SystemExit) as end:
@@ -611,54 +571,21 @@ def test_script_refuses_bad_names_and_addresses(monkeypatch, capsys):
     assert message() == "GITHUB_API_URL is not an http(s) address: 'nonsense'"
 
 
-def test_script_without_any_prefect_server():
-    done = script(PREFECT_API_URL="", PREFECT_SERVER_ALLOW_EPHEMERAL_MODE="false")
-    assert done.returncode == 3
-    assert re.search(r"The Prefect server \(.*\) failed: No Prefect API URL", done.stderr)
-    assert "Traceback" not in done.stderr
-
-
-def test_script_where_the_api_cannot_be_reached(github):
-    at_once = "import prefect.tasks, runpy; prefect.tasks.exponential_backoff = lambda **_: [0]"
-    code = f"{at_once}; runpy.run_path({str(ROOT / 'pipeline.py')!r}, run_name='__main__')"
-    done = python("-c", code, "no/answer", GITHUB_API_URL="http://127.0.0.1:9")
-    assert done.returncode == 1
-    why = r"\nno/answer: http://127.0.0.1:9 could not be reached \(.+\): .+fake_github.py\n"
-    assert re.search(why, done.stderr)
-    assert "Traceback" not in done.stderr
-
-
-def test_script_whose_prefect_server_is_gone():
-    done = script(PYDANTIC, PREFECT_API_URL="http://127.0.0.1:9/api")
-    assert (done.returncode, done.stdout) == (3, "")
-    assert "The Prefect server (http://127.0.0.1:9/api) failed: Failed to reach API" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no process can be sent a Ctrl-C there")
-def test_script_interrupted_keeps_what_it_has(github):
-    github.fail(PYDANTIC, latency=100)
-    command = [sys.executable, ROOT / "pipeline.py", *REPOS]
-    process = subprocess.Popen(command, cwd=lesson.HOME, stderr=subprocess.PIPE)
-    until(lambda: len(list((lesson.HOME / "storage").glob("*"))) == 2)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"Interrupted. What was fetched is cached." in stderr
-    assert b"Traceback" not in stderr
-    github.reset()
-    assert show_stars(REPOS) == STARS
-    assert github.requests["repository"].tolist() == [PYDANTIC]
-
-
 def test_script_on_a_temporary_server_and_a_fresh_home(github, tmp_path):
-    done = script(
-        PYDANTIC,
-        HOME=str(tmp_path),
-        USERPROFILE=str(tmp_path),
-        PREFECT_HOME=str(tmp_path / "home"),
-        PREFECT_API_URL="",
-        PREFECT_SERVER_ALLOW_EPHEMERAL_MODE="true",
+    environment = {
+        "HOME": str(tmp_path),
+        "USERPROFILE": str(tmp_path),
+        "PREFECT_HOME": str(tmp_path / "home"),
+        "PREFECT_API_URL": "",
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+    }
+    done = subprocess.run(
+        [sys.executable, ROOT / "pipeline.py", PYDANTIC],
+        env=os.environ | environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=180,
     )
     assert (done.returncode, done.stdout) == (0, lines({PYDANTIC: STARS[PYDANTIC]}))
     assert "Starting a temporary Prefect server" in done.stderr
