@@ -365,12 +365,12 @@ MUTANTS = {
         ),
         (
             "too early is as told",
-            f"{GAUNTLET}a_promise_taken_out_does_not_hold",
+            "notebooks/08_gauntlet.ipynb",
             *("arrived[1] - arrived[0] < 5", "arrived[1] - arrived[0] < 0"),
         ),
         (
             "any number at once",
-            f"{GAUNTLET}a_promise_taken_out_does_not_hold",
+            "notebooks/08_gauntlet.ipynb",
             *("holds = arena.api.in_flight_max <= AT_ONCE", "holds = True"),
         ),
         (

@@ -1,7 +1,8 @@
 """The gauntlet of lesson 8: what holds is said to hold, and what does not is not.
 
 The boards of lesson 1's flow, the usual form and `show_stars` are outputs of the notebook, which
-nbval compares. Here the folded solution keeps every promise, and without one line exactly one less.
+nbval compares; each promise is broken by one of them. Here the folded solution keeps them all, and
+without one line exactly one less.
 
     pytest -m boards -n 2     a whole board for each promise taken out: two minutes
 """
@@ -79,11 +80,8 @@ def test_the_solution_keeps_every_promise(gauntlet):
 
 
 @pytest.mark.parametrize("promise", TAKEN_OUT)
-def test_a_promise_taken_out_does_not_hold(gauntlet, promise):
-    patience = 8 if promise == "does not hang" else gauntlet.PATIENCE
-    board = gauntlet.run(without(promise), promise, patience=patience)
-    assert board["verdict"].tolist() == ["does not hold"], board.to_string()
-    assert board["cure"].all()
+def test_each_promise_can_be_taken_out(promise):
+    assert without(promise).name == flow_of(solution()).name
 
 
 @pytest.mark.boards
@@ -92,6 +90,7 @@ def test_a_promise_taken_out_changes_no_other_line(gauntlet, promise):
     patience = 20 if promise == "does not hang" else gauntlet.PATIENCE
     board = gauntlet.run(without(promise), patience=patience)
     assert failing(board) == [promise], board.to_string()
+    assert board["cure"][promise]
 
 
 def test_the_hints_lead_through_the_rounds(gauntlet):
