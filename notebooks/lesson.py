@@ -209,8 +209,9 @@ def start():
     plain_logs()
     for port in PRACTICE_PORTS:
         if _github is None:
+            api = FakeGitHub(latency=0.1, rate_limit=5000, port=port)
             with suppress(OSError):  # taken, perhaps by another kernel a moment ago
-                _github = FakeGitHub(latency=0.1, rate_limit=5000, port=port).start()
+                _github = api.start()
     os.environ["GITHUB_API_URL"] = _github.url
     os.environ.pop("GITHUB_TOKEN", None)  # the reader's own is not for practice
     # Another kernel may create it at the same moment.
