@@ -33,6 +33,7 @@ import httpx
 from prefect import flow, get_run_logger, settings, task
 from prefect.cache_policies import INPUTS, CacheKeyFnPolicy
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import rate_limit
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
@@ -53,7 +54,7 @@ LONGEST_WAIT = 120  # seconds; if GitHub asks to wait for longer, a request fail
 def fetch_stats(github_repo: str) -> dict:
     """Ask the GitHub API for one repository, named `owner/name`.
 
-    Returns the API's JSON object. Raises `httpx.HTTPStatusError` for an answer of 400 or above,
+    Returns the API's JSON object. Raises `httpx.HTTPStatusError` unless the answer's status is 2xx,
     `httpx.TransportError` where there was no answer, and `ValueError` where it is not JSON.
     """
     response = client().get(f"/repos/{github_repo}")
@@ -297,7 +298,11 @@ def ensure_limit():
         with suppress(ObjectNotFound):
             return prefect.read_global_concurrency_limit_by_name(name)
         with suppress(ObjectAlreadyExists):  # another process was faster
-            prefect.upsert_global_concurrency_limit_by_name(name, slots, per_hour / 3600)
+            prefect.create_global_concurrency_limit(
+                GlobalConcurrencyLimitCreate(
+                    name=name, limit=slots, slot_decay_per_second=per_hour / 3600
+                )
+            )
         return prefect.read_global_concurrency_limit_by_name(name)
 
 

@@ -203,6 +203,12 @@ MUTANTS = {
               ".read_global_concurrency_limit_by_name(name)\n        with"),
         ),
         (
+            "a limit that somebody has just created is changed",
+            f"{PIPELINE}a_limit_that_somebody_creates_at_the_same_moment_is_left_as_it_is",
+            *("create_global_concurrency_limit(\n                GlobalConcurrencyLimitCreate",
+              "upsert_global_concurrency_limit_by_name(\n                **dict"),
+        ),
+        (
             "one limit for two allowances",
             f"{PIPELINE}creates_a_limit_for_each_allowance_and_changes_none_that_exists",
             *('("github-api-token", 800', '("github-api", 800'),

@@ -17,6 +17,7 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.filters import FlowRunFilter
+from prefect.exceptions import ObjectNotFound
 from prefect.filesystems import LocalFileSystem
 from prefect.flow_engine import run_flow
 from prefect.states import AwaitingRetry
@@ -440,6 +441,22 @@ def test_creates_a_limit_for_each_allowance_and_changes_none_that_exists(
         lesson.clear_cache()
         assert (read_limit(name).limit, read_limit(name).active_slots) == (7, 1)
     assert read_limit("github-api").active_slots == 1  # the other one's is another
+
+
+def test_a_limit_that_somebody_creates_at_the_same_moment_is_left_as_it_is(github, monkeypatch):
+    read, looks = SyncPrefectClient.read_global_concurrency_limit_by_name, []
+
+    def too_early(self, name):
+        looks.append(name)
+        if len(looks) == 1:
+            raise ObjectNotFound(RuntimeError("a moment before it was there"))
+        return read(self, name)
+
+    monkeypatch.setattr(SyncPrefectClient, "read_global_concurrency_limit_by_name", too_early)
+    lesson.new_limit("github-api", 7, 0.5)
+    show_stars([PYDANTIC])
+    monkeypatch.undo()
+    assert (read_limit().limit, read_limit().slot_decay_per_second) == (7, 0.5)
 
 
 def test_a_task_called_alone_is_within_a_limit_too(github):
