@@ -35,6 +35,14 @@ def stars_printed(show_stars, github_repos: list[str]):
     return state, [line.partition(":")[0] for line in lines if line.endswith(" stars")]
 
 
+def outcome(state) -> str:
+    """The type of a run's state and, if it failed, the exception, which the log would tell."""
+    if state.is_completed():
+        return state.type.value
+    message = str(state.message).removeprefix("Flow run encountered an exception: ")
+    return f"{state.type.value} ({message.partition(' for url')[0]:.60})"
+
+
 # --- 1 · A first flow -----------------------------------------------------------------------------
 
 
@@ -51,8 +59,8 @@ def check_first_flow(github, show_stars) -> None:
     tell(
         ("all three are asked", verdict(statuses == [200, 503, 200], met), statuses),
         ("the two good ones are printed", verdict(printed == good, met), printed),
-        ("the run fails", verdict(state.is_failed(), met), state.type.value),
-        ("without the 503 it completes", verdict(whole.is_completed()), whole.type.value),
+        ("the run fails", verdict(state.is_failed(), met), outcome(state)),
+        ("without the 503 it completes", verdict(whole.is_completed()), outcome(whole)),
     )
 
 
@@ -106,8 +114,8 @@ def check_mapping(github, mapped) -> None:
         ("three at a time", verdict(at_once == 3, met), f"{at_once} at once"),
         ("seven lines in the order asked", verdict(printed == good, met), f"{len(printed)} lines"),
         ("the run fails", verdict(state.is_failed(), met), state.type.value),
-        ("its message has the missing name", verdict(named, state.is_failed()), f"{message:.50}"),
-        ("with eight good names it completes", verdict(complete), whole.type.value),
+        ("its message has the misspelt name", verdict(named, state.is_failed()), f"{message:.50}"),
+        ("with eight good names it completes", verdict(complete), outcome(whole)),
     )
 
 

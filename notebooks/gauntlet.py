@@ -6,7 +6,7 @@ environment variable `GITHUB_API_URL`; the limit `github-api` says when a reques
 
     run(flow)                              all rounds; returns the board, a DataFrame
     run(flow, "waits as told", …)          some of them: the keys of ROUNDS
-    run(flow, STORM)                       all attacks in one run
+    run(flow, STORM)                       whatever can go wrong with an answer, in one run
     chart({name: board, …})                what each contestant asked of the API
 
 Each round has a practice API of its own, with repositories and star counts that no other round has.
@@ -256,7 +256,10 @@ ROUNDS: dict[str, Round] = {}
 
 
 def promise(words: str, cure: str, limit: tuple[int, float] | None = None, **arena):
-    """Make a round of a function that attacks in an arena and returns verdict and evidence."""
+    """Make a round of a function that attacks in an arena and returns verdict and evidence.
+
+    Its docstring tells the reader how.
+    """
 
     def add(attack: Callable[[Arena], tuple[str, str]]):
         ROUNDS[words] = Round(attack, cure, limit, arena)
@@ -271,6 +274,7 @@ def but(repos: list[str], *others: str) -> list[str]:
 
 @promise("heals what can heal", "2 · Three retries", count=4)
 def heals(arena: Arena) -> tuple[str, str]:
+    """Three answer badly once or twice: 503, 502, a lost connection."""
     ill = arena.repos[:3]
     arena.fail(ill[0], status=503, times=2)
     arena.fail(ill[1], status=502, html=True)
@@ -287,6 +291,7 @@ def heals(arena: Arena) -> tuple[str, str]:
 
 @promise("asks once what cannot", "2 · Retry only what can heal", count=4)
 def asks_once(arena: Arena) -> tuple[str, str]:
+    """Two cannot be had: 404 and 451."""
     _, missing, _, blocked = arena.repos
     arena.fail(missing, status=404, times=None)
     arena.fail(blocked, status=451, times=None)
@@ -304,6 +309,7 @@ def asks_once(arena: Arena) -> tuple[str, str]:
 
 @promise("waits as told", "2 · The finished form", count=3)
 def waits(arena: Arena) -> tuple[str, str]:
+    """One is refused, and `retry-after` says for how long."""
     told = arena.repos[1]
     arena.fail(told, "secondary rate limit", headers={"retry-after": 5})
     log = arena.run().log
@@ -321,6 +327,7 @@ def waits(arena: Arena) -> tuple[str, str]:
 
 @promise("does not hang", "3 · All at once", count=6)
 def does_not_hang(arena: Arena) -> tuple[str, str]:
+    """One answer takes an hour."""
     slow = arena.repos[1]
     others = but(arena.repos, slow)
     arena.fail(slow, latency=3600)
@@ -338,6 +345,7 @@ def does_not_hang(arena: Arena) -> tuple[str, str]:
 
 @promise("loses one for one", "3 · One failure, one result lost", count=6)
 def loses_one(arena: Arena) -> tuple[str, str]:
+    """One of six fails, however often it is asked."""
     lost = arena.repos[2]
     others = but(arena.repos, lost)
     arena.fail(arena.repos[0], latency=0.5)
@@ -360,6 +368,8 @@ def in_order(arena: Arena, good: list[str], attacked: Callable[[Run], bool]) -> 
 
 @promise("is not too many at once", "3 · Not too many at once", limit=WIDE, count=24, latency=3)
 def not_too_many(arena: Arena) -> tuple[str, str]:
+    """24 repositories, and an API that takes 16 requests at once."""
+
     def quick(_):
         arena.api.latency = 0.05
 
@@ -376,6 +386,7 @@ def not_too_many(arena: Arena) -> tuple[str, str]:
 
 @promise("is not poisoned", "5 · A trap worth knowing", count=3)
 def not_poisoned(arena: Arena) -> tuple[str, str]:
+    """Two useless answers with status 200, and a second run."""
     useless, truncated, _ = arena.repos
     arena.fail(useless, body={"message": "try later"})
     arena.fail(truncated, body='{"stargazers_count": 1')
@@ -391,6 +402,7 @@ def not_poisoned(arena: Arena) -> tuple[str, str]:
 
 @promise("pays once", "5 · Asking once", count=4)
 def pays_once(arena: Arena) -> tuple[str, str]:
+    """A second run, after one in which one of four failed."""
     failed = arena.repos[1]
     arena.fail(failed, status=404, latency=0.5, times=None)  # the others answer sooner
     first, second = arena.run(), arena.run()
@@ -408,6 +420,7 @@ def pays_once(arena: Arena) -> tuple[str, str]:
 
 @promise("keeps two APIs apart", "5 · What is in the key", count=2)
 def keeps_apart(arena: Arena) -> tuple[str, str]:
+    """A second run, with another API, whose counts are others."""
     first, old = arena.run(), arena.counts
     with arena.api, arena:  # another API, with other counts; the first one keeps its address
         mixed_up = set(arena.run().lines) & set(old.items())
@@ -428,6 +441,7 @@ def keeps_apart(arena: Arena) -> tuple[str, str]:
     **{"count": 17, "latency": 0, "rate_limit": 15, "rate_window": 3},
 )
 def never_refused(arena: Arena) -> tuple[str, str]:
+    """An API that answers 15 requests in 3 seconds, a limit that fits."""
     log = arena.run().log
     refused = (log["status"] == 403) & (log["remaining"] == 0) & ~log["fault"]
     return arena.judge(
@@ -440,6 +454,7 @@ def never_refused(arena: Arena) -> tuple[str, str]:
 
 @promise("asks nobody without a limit", "4 · Limits that hold nothing back", limit=WIDE, count=6)
 def not_without_limit(arena: Arena) -> tuple[str, str]:
+    """A second run, with no limit any more on Prefect's server."""
     before = arena.run(arena.repos[:3])
     lesson.delete_limit(LIMIT)
     after = arena.run(arena.repos[3:])
@@ -455,6 +470,7 @@ def not_without_limit(arena: Arena) -> tuple[str, str]:
 
 @promise(STORM, "6 · The finished pipeline", count=16)
 def storm(arena: Arena) -> tuple[str, str]:
+    """Ten faults in one run of sixteen repositories."""
     for repo, fault in zip(
         arena.repos,
         (
