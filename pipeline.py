@@ -97,7 +97,7 @@ def can_heal(task, task_run, state) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
         wait = seconds_to_wait(error.response)
         return wait is not None and wait <= LONGEST_WAIT
-    # The last: of a cached result that another process is just writing.
+    # JSONDecodeError: of a cached result that another process is just writing.
     passing = httpx.TransportError, ConcurrencySlotAcquisitionError, JSONDecodeError
     return isinstance(error, passing)
 
