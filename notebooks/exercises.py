@@ -35,12 +35,16 @@ def stars_printed(show_stars, github_repos: list[str]):
     return state, [line.partition(":")[0] for line in lines if line.endswith(" stars")]
 
 
+def exception_in(state) -> str:
+    """The exception of a flow run that failed, as its state's message has it."""
+    return str(state.message).removeprefix("Flow run encountered an exception: ")
+
+
 def outcome(state) -> str:
     """The type of a run's state and, if it failed, the exception, which the log would tell."""
     if state.is_completed():
         return state.type.value
-    message = str(state.message).removeprefix("Flow run encountered an exception: ")
-    return f"{state.type.value} ({message.partition(' for url')[0]:.60})"
+    return f"{state.type.value} ({exception_in(state).partition(' for url')[0]:.60})"
 
 
 # --- 1 · A first flow -----------------------------------------------------------------------------
@@ -106,7 +110,7 @@ def check_mapping(github, mapped) -> None:
     state, printed = stars_printed(mapped, misspelt)
     asked, at_once = set(github.requests["repository"]), github.in_flight_max
     met, good = asked == set(misspelt), [*repos[:2], *repos[3:]]
-    message = str(state.message).removeprefix("Flow run encountered an exception: ")
+    message = exception_in(state)
     named = misspelt[2] in message
     complete = whole.is_completed() and all_printed == repos
     tell(
