@@ -8,9 +8,12 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
+from functools import cache
 from pathlib import Path
 
 import certifi
@@ -19,25 +22,6 @@ from xdist.scheduler import LoadScopeScheduling
 
 LESSON = Path(__file__).with_name("notebooks") / "lesson.py"
 TOGETHER = "test_script.py", "test_gauntlet.py"  # on one worker
-starting = None  # the process that starts the Prefect server
-# On any free port: the workers would choose the same one at the same moment. To make the database
-# is most of a start, so all but the first worker begin with a copy of its.
-START = """
-import os, sqlite3, time
-import lesson
-
-first = lesson.HOME.with_name("gw0")
-until = time.monotonic() + lesson.START_UP
-while os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0" and time.monotonic() < until:
-    if (first / "started").exists():
-        with sqlite3.connect(first / "prefect.db") as made:
-            made.backup(sqlite3.connect(lesson.HOME / "prefect.db"))
-        break
-    time.sleep(0.1)
-lesson.PORTS = (0,)
-lesson.start_server()
-(lesson.HOME / "started").touch()
-"""
 
 
 def pytest_configure(config):
@@ -90,7 +74,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(items):
     """The longest lesson comes first, or all wait for it at the end. Then what needs no Prefect
-    server, while the servers start; the long files; the other lessons; the other tests.
+    server, while the first one starts; the long files; the other lessons; the other tests.
     """
 
     def turn(item):
@@ -103,18 +87,30 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_setup(item):
-    global starting
-    if not starting and any(map(needs_server, item.session.items)):
-        command = [sys.executable, "-c", START]
-        starting = subprocess.Popen(command, cwd=LESSON.parent, stdout=subprocess.DEVNULL)
     if needs_server(item):
-        starting.wait()  # else this process or a kernel might start one, on the usual port
+        start_server()  # else this process or a kernel might start one, on the usual port
 
 
-def pytest_unconfigure():
-    if starting:
-        starting.terminate()
-        starting.wait()
+@cache
+def start_server():
+    """The worker's Prefect server, on any free port: all would choose the same at the same moment.
+
+    To make the database is most of a start, so all but the first worker begin with a copy of its.
+    """
+    import lesson
+
+    first = lesson.HOME.with_name("gw0")
+    until = time.monotonic() + lesson.START_UP
+    while os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0" and time.monotonic() < until:
+        if (first / "started").exists():
+            with sqlite3.connect(first / "prefect.db") as made:
+                made.backup(sqlite3.connect(lesson.HOME / "prefect.db"))
+            break
+        time.sleep(0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lesson, "PORTS", (0,))
+        lesson.start_server()
+    (lesson.HOME / "started").touch()
 
 
 @pytest.fixture(scope="session")
