@@ -175,7 +175,7 @@ def processes_with(folder):
     ("workers", "end", "code"),
     [
         (0, "end(signal.SIGINT)", pytest.ExitCode.INTERRUPTED),
-        (2, "assert False", pytest.ExitCode.TESTS_FAILED),
+        (1, "assert False", pytest.ExitCode.TESTS_FAILED),
         (2, "end(signal.SIGTERM)", pytest.ExitCode.INTERRUPTED),
     ],
 )
