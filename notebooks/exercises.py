@@ -90,7 +90,7 @@ def check_retries(github, fetch) -> None:
     third, after = len(statuses) >= 3, int(max(times, default=0))
     tell(
         ("two bad answers, then a good one", verdict(statuses == [503, 503, 200]), statuses),
-        ("the run completes", verdict(state.is_completed(), third), state.type.value),
+        ("the run completes", verdict(state.is_completed(), third), outcome(state)),
         ("the third is asked after 4 s or more", verdict(after >= 4, third), f"after {after} s"),
         ("a 404 is asked once", verdict(missing == [404], 404 in missing), missing),
     )
@@ -173,20 +173,20 @@ def check_caching(github, fetch) -> None:
     with lesson.quiet():
         for _ in range(3):
             state = count_stars(return_state=True)
-            seen.append((state.type.value, len(github.requests)))
+            seen.append((state, len(github.requests)))
     (first, _), (second, asked), (third, in_all) = seen
     useless = github.requests["fault"].any()
-    after = [f"{state}, requests so far: {count}" for state, count in seen]
+    after = [f"{outcome(state)}, requests so far: {count}" for state, count in seen]
     tell(
-        ("the useless answer fails the first run", verdict(first == "FAILED", useless), after[0]),
+        ("the useless answer fails the first run", verdict(first.is_failed(), useless), after[0]),
         (
             "the second run asks again and completes",
-            verdict((second, asked) == ("COMPLETED", 2), useless and first == "FAILED"),
+            verdict(second.is_completed() and asked == 2, useless and first.is_failed()),
             after[1],
         ),
         (
             "the third completes without a request",
-            verdict(third == "COMPLETED" and in_all == asked, second == "COMPLETED"),
+            verdict(third.is_completed() and in_all == asked, second.is_completed()),
             after[2],
         ),
     )
