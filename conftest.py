@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 
@@ -95,22 +96,36 @@ def pytest_runtest_setup(item):
 def start_server():
     """The worker's Prefect server, on any free port: all would choose the same at the same moment.
 
-    To make the database is most of a start, so all but the first worker begin with a copy of its.
+    To make the database is most of a start: the first worker that comes makes one for all. Returns
+    a copy of it, as new.
     """
     import lesson
 
-    first = lesson.HOME.with_name("gw0")
-    until = time.monotonic() + lesson.START_UP
-    while os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0" and time.monotonic() < until:
-        if (first / "started").exists():
-            with sqlite3.connect(first / "prefect.db") as made:
-                made.backup(sqlite3.connect(lesson.HOME / "prefect.db"))
-            break
-        time.sleep(0.1)
+    shared = lesson.HOME.parent if "PYTEST_XDIST_WORKER" in os.environ else lesson.HOME
+    new, until = shared / "new.db", time.monotonic() + lesson.START_UP
+    try:
+        (shared / "first").mkdir()
+    except FileExistsError:
+        while not new.exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        if new.exists():
+            shutil.copy(new, lesson.HOME / "prefect.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lesson, "PORTS", (0,))
         lesson.start_server()
-    (lesson.HOME / "started").touch()
+    if not new.exists():
+        with (
+            closing(sqlite3.connect(lesson.HOME / "prefect.db")) as made,
+            closing(sqlite3.connect(shared / "first" / "new.db")) as copy,
+        ):
+            made.backup(copy)
+        (shared / "first" / "new.db").rename(new)  # whoever waits sees it whole
+    return new
+
+
+@pytest.fixture
+def new_database(practice_api):
+    return start_server()
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,10 @@ import json
 import os
 import pickle
 import re
-import sqlite3
+import shutil
 import subprocess
 import sys
 import time
-from contextlib import closing
 from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -590,15 +589,10 @@ def test_script_refuses_bad_names_and_addresses(monkeypatch, capsys):
     assert message() == "GITHUB_API_URL is not an http(s) address: 'nonsense'"
 
 
-def test_script_on_a_temporary_server(github, tmp_path):
+def test_script_on_a_temporary_server(github, new_database, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
-    # A copy of a database, since to make one takes ten seconds. `.github/` has a run without.
-    with (
-        closing(sqlite3.connect(lesson.HOME / "prefect.db")) as made,
-        closing(sqlite3.connect(home / "prefect.db")) as copy,
-    ):
-        made.backup(copy)
+    shutil.copy(new_database, home / "prefect.db")  # to make one takes ten seconds
     environment = {
         "HOME": str(tmp_path),
         "USERPROFILE": str(tmp_path),
