@@ -1,12 +1,8 @@
 """`pipeline.py` against the practice API over real HTTP, and a real Prefect server."""
 
 import json
-import os
 import pickle
 import re
-import shutil
-import subprocess
-import sys
 import time
 from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -569,45 +565,3 @@ def test_an_odd_token_is_refused_without_being_told(github, monkeypatch):
     with pytest.raises(ValueError, match="GITHUB_TOKEN is not a token") as refused:
         show_stars([PYDANTIC])
     assert "cret" not in str(refused.value)
-
-
-# --- The script -----------------------------------------------------------------------------------
-
-
-def test_script_refuses_bad_names_and_addresses(monkeypatch, capsys):
-    def message(*arguments):
-        with pytest.raises(SystemExit) as end:
-            pipeline.main(list(arguments))
-        assert end.value.code == 2
-        said = capsys.readouterr()
-        assert said.out == ""
-        return said.err.splitlines()[-1].partition(" error: ")[2]
-
-    refused = "not a repository, as owner/name: '../user', 'a b'"
-    assert message("../user", PYDANTIC, "a b") == refused
-    monkeypatch.setenv("GITHUB_API_URL", "nonsense")
-    assert message() == "GITHUB_API_URL is not an http(s) address: 'nonsense'"
-
-
-def test_script_on_a_temporary_server(github, new_database, tmp_path):
-    home = tmp_path / "home"
-    home.mkdir()
-    shutil.copy(new_database, home / "prefect.db")  # to make one takes ten seconds
-    environment = {
-        "HOME": str(tmp_path),
-        "USERPROFILE": str(tmp_path),
-        "PREFECT_HOME": str(home),
-        "PREFECT_API_URL": "",
-        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-    }
-    done = subprocess.run(
-        [sys.executable, ROOT / "pipeline.py", PYDANTIC],
-        env=os.environ | environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert (done.returncode, done.stdout) == (0, lines({PYDANTIC: STARS[PYDANTIC]}))
-    assert "Starting a temporary Prefect server" in done.stderr
-    assert "Traceback" not in done.stderr

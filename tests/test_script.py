@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -292,6 +293,45 @@ def test_no_prefect_server_is_an_error_that_says_so(practice_api, script, enviro
     assert (code, printed) == (3, "")
     assert re.search(f"The Prefect server {why}", said)
     assert "Traceback" not in said
+
+
+def test_bad_names_and_addresses_are_refused(monkeypatch, capsys):
+    def message(*arguments):
+        with pytest.raises(SystemExit) as end:
+            pipeline.main(list(arguments))
+        assert end.value.code == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        return said.err.splitlines()[-1].partition(" error: ")[2]
+
+    refused = "not a repository, as owner/name: '../user', 'a b'"
+    assert message("../user", PYDANTIC, "a b") == refused
+    monkeypatch.setenv("GITHUB_API_URL", "nonsense")
+    assert message() == "GITHUB_API_URL is not an http(s) address: 'nonsense'"
+
+
+def test_on_a_temporary_server(github, new_database, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copy(new_database, home / "prefect.db")  # to make one takes ten seconds
+    environment = {
+        "HOME": str(tmp_path),
+        "USERPROFILE": str(tmp_path),
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": "",
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+    }
+    done = subprocess.run(
+        [sys.executable, ROOT / "pipeline.py", PYDANTIC],
+        env=os.environ | environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert (done.returncode, done.stdout) == (0, lines({PYDANTIC: STARS[PYDANTIC]}))
+    assert "Starting a temporary Prefect server" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # --- SIGKILL and Ctrl-C ---------------------------------------------------------------------------
