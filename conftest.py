@@ -75,13 +75,16 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(items):
     """The longest lesson comes first, or all wait for it at the end. Then what needs no Prefect
-    server, while the first one starts; the long files; the other lessons; the other tests.
+    server, while the first one starts; the long files; the other lessons; the other tests, for the
+    same reason the slow ones first.
     """
 
     def turn(item):
         longest = item.path.name == "08_gauntlet.ipynb"
         long = item.path.name in TOGETHER
-        return not longest, long or needs_server(item), not long, item.path.suffix == ".py"
+        slow = bool(item.get_closest_marker("slow"))
+        script = item.path.suffix == ".py"
+        return not longest, long or needs_server(item), not long, script, not slow
 
     items.sort(key=turn)
 

@@ -58,6 +58,7 @@ def test_the_start_is_not_the_solution_yet(name):
     assert verdict == "Not yet."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", ["wrong", "right"])
 @pytest.mark.parametrize("name", WRONG)
 def test_the_check_knows_right_from_wrong(github, monkeypatch, capsys, name, answer):

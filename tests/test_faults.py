@@ -150,6 +150,7 @@ def check(github, repo, name, error):
 # --- Alone ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_fault_alone(github, elsewhere, monkeypatch):
     monkeypatch.setattr(pipeline, "LONGEST_WAIT", 50)
     repos = {name: f"load-test/{n}" for n, name in enumerate(FAULTS)}
@@ -174,6 +175,7 @@ def test_each_fault_alone(github, elsewhere, monkeypatch):
 # --- All at once ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_faults_mixed_over_60_repositories_lose_nothing_else(
     github, elsewhere, monkeypatch, capsys
 ):

@@ -195,6 +195,7 @@ def wait_until_recorded(count):
     raise TimeoutError
 
 
+@pytest.mark.slow
 def test_the_token_is_told_to_nobody(github, monkeypatch, caplog, capfd):
     monkeypatch.setenv("GITHUB_TOKEN", TOKEN)
     github.rate_limit = 60

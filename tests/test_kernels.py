@@ -71,6 +71,7 @@ class Kernel:
         self.client.wait_for_ready(timeout=60)
 
 
+@pytest.mark.slow
 def test_the_life_of_two_kernels(github):
     (server,) = servers_in(lesson.HOME)
     with contextlib.ExitStack() as stack:

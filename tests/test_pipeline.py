@@ -175,6 +175,7 @@ def test_the_backoff_is_exponential_with_jitter():
     assert task.retry_jitter_factor > 0
 
 
+@pytest.mark.slow
 def test_an_api_that_accepts_and_never_answers_is_given_up(github):
     github.latency = 25
     with pytest.raises(httpx.ReadTimeout):
@@ -268,6 +269,7 @@ def test_each_time_that_github_names_is_over(github):
     assert meanwhile == [0, 0]  # half a second is for the client to hear of it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("slots", "free_a_second", "on_their_way"),
     [(5000, 1, MAX_WORKERS - 1), (4, 10, 4)],  # all that ask, and all but a few wait for a slot
@@ -301,6 +303,7 @@ def test_a_spent_allowance_is_not_asked_again(github, monkeypatch):
     assert len(str(failed.value).splitlines()) == 2  # one reason, told once
 
 
+@pytest.mark.slow
 def test_a_slot_that_comes_after_the_time_is_over_is_used(github):
     def raise_limit():
         until(lambda: len(github.requests) == 3)
