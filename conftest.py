@@ -12,7 +12,6 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -104,24 +103,17 @@ def start_server():
     import lesson
 
     shared = lesson.HOME.parent if "PYTEST_XDIST_WORKER" in os.environ else lesson.HOME
-    new, until = shared / "new.db", time.monotonic() + lesson.START_UP
-    try:
-        (shared / "first").mkdir()
-    except FileExistsError:
-        while not new.exists() and time.monotonic() < until:
-            time.sleep(0.1)
-        if new.exists():
-            shutil.copy(new, lesson.HOME / "prefect.db")
+    new, own = shared / "new" / "prefect.db", lesson.HOME / "prefect.db"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lesson, "PORTS", (0,))
-        lesson.start_server()
-    if not new.exists():
-        with (
-            closing(sqlite3.connect(lesson.HOME / "prefect.db")) as made,
-            closing(sqlite3.connect(shared / "first" / "new.db")) as copy,
-        ):
-            made.backup(copy)
-        (shared / "first" / "new.db").rename(new)  # whoever waits sees it whole
+        with lesson.only_one(new.parent):
+            if not new.exists():
+                lesson.start_server()
+                with closing(sqlite3.connect(own)) as made, closing(sqlite3.connect(new)) as copy:
+                    made.backup(copy)
+        if not own.exists():
+            shutil.copy(new, own)
+        lesson.start_server()  # if it is not up
     return new
 
 

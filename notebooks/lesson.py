@@ -81,7 +81,7 @@ def start_server() -> str:
     """
     if url := server_url():
         return url
-    with only_one():
+    with only_one(HOME):
         return server_url() or _launch()
 
 
@@ -154,16 +154,16 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 @contextmanager
-def only_one():
-    """Let one process at a time pass. The system lifts the lock of a process that dies."""
+def only_one(folder: Path):
+    """Let one process at a time pass. The lock is in the folder; the system lifts a dead one's."""
     try:
-        HOME.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(HOME / "lock.db", timeout=START_UP)) as lock:
+        folder.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(folder / "lock.db", timeout=START_UP)) as lock:
             lock.execute("BEGIN EXCLUSIVE")
             yield
     except (OSError, sqlite3.OperationalError) as error:
         raise SetupError(
-            f"Cannot write to {HOME} ({error}). Set LESSONS_HOME to a folder that can be written."
+            f"Cannot write to {folder} ({error}). Set LESSONS_HOME to a folder that can be written."
         ) from error
 
 

@@ -225,25 +225,28 @@ def check_next_run(github, repos=REPOS):
 # --- From the first line to the last --------------------------------------------------------------
 
 
+def in_new_process(*repos, **environment):
+    """Runs the script to its end. Returns its exit code, what it printed, and what it said."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "pipeline.py", *repos],
+        env=os.environ | environment,
+        cwd=lesson.HOME,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
 @pytest.fixture
 def script(request):
-    """Runs the script to its end. Returns its exit code, what it printed, and what it said."""
+    """As `in_new_process`, but quicker where a process can fork."""
 
     def run(*repos, **environment):
-        if hasattr(os, "fork"):
-            run = request.getfixturevalue("ready").run(repos, **environment)
-            return run.wait(), run.out.read_text(), run.err.read_text()
-        done = subprocess.run(
-            [sys.executable, ROOT / "pipeline.py", *repos],
-            env=os.environ | environment,
-            cwd=lesson.HOME,
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
-        return done.returncode, done.stdout, done.stderr
+        run = request.getfixturevalue("ready").run(repos, **environment)
+        return run.wait(), run.out.read_text(), run.err.read_text()
 
-    return run
+    return run if hasattr(os, "fork") else in_new_process
 
 
 def test_twice(github, script):
@@ -321,17 +324,10 @@ def test_on_a_temporary_server(github, new_database, tmp_path):
         "PREFECT_API_URL": "",
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
     }
-    done = subprocess.run(
-        [sys.executable, ROOT / "pipeline.py", PYDANTIC],
-        env=os.environ | environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert (done.returncode, done.stdout) == (0, lines({PYDANTIC: STARS[PYDANTIC]}))
-    assert "Starting a temporary Prefect server" in done.stderr
-    assert "Traceback" not in done.stderr
+    code, printed, said = in_new_process(PYDANTIC, **environment)
+    assert (code, printed) == (0, lines({PYDANTIC: STARS[PYDANTIC]}))
+    assert "Starting a temporary Prefect server" in said
+    assert "Traceback" not in said
 
 
 # --- SIGKILL and Ctrl-C ---------------------------------------------------------------------------
