@@ -195,7 +195,8 @@ def token() -> str:
 def client() -> httpx.Client:
     """The one HTTP client of all threads. Raises `ValueError` for a wrong address or token."""
     if not re.fullmatch(r"https?://[\w.:\[\]-]+(/[\w./-]*)?", api_url()):
-        raise ValueError(f"GITHUB_API_URL is not an http(s) address: {api_url()!r}")
+        shown = re.sub(".*@", "…@", api_url())  # without a password
+        raise ValueError(f"GITHUB_API_URL is not an http(s) address: {shown!r}")
     if not re.fullmatch(r"[!-~]*", token()):  # httpx would quote it in an error
         raise ValueError("GITHUB_TOKEN is not a token: it has blanks or other odd characters in it")
     return client_for(api_url(), token())

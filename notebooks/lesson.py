@@ -22,6 +22,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from contextlib import closing, contextmanager, suppress
 from copy import copy
 from pathlib import Path
@@ -366,16 +367,16 @@ def show_code(*things, only: str = "") -> None:
 
 
 def main() -> None:
-    command = sys.argv[1] if len(sys.argv) == 2 else ""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["status", "stop", "reset"])
+    command = parser.parse_args().command
     if command == "status":
         print(server_url() or "The Prefect server of the lessons is not running.")
-    elif command in ("stop", "reset"):
-        print("Stopped." if stop_server() else "It was not running.")
-        if command == "reset":
-            shutil.rmtree(HOME, ignore_errors=True)
-            print(f"Removed {HOME}.")
-    else:
-        print(__doc__)
+        return
+    print("Stopped." if stop_server() else "It was not running.")
+    if command == "reset":
+        shutil.rmtree(HOME, ignore_errors=True)
+        print(f"Removed {HOME}.")
 
 
 if __name__ == "__main__":
