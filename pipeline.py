@@ -378,15 +378,18 @@ class Gate:
         """Acquire slots for those that wait now, as soon as there are any. Returns how many.
 
         It looks before it asks: after a refusal Prefect's client sleeps for a random time, in the
-        mean until so many slots become free, and nothing wakes it.
+        mean as long as so many slots need to become free, and nothing wakes it.
         """
-        asked = time.monotonic()
+        changed, since = None, time.monotonic()
         while True:
             limit = ensure_limit()
+            if limit.updated != changed:  # somebody has taken slots
+                changed, since = limit.updated, time.monotonic()
             slot = 1 / (limit.slot_decay_per_second or 1)  # seconds; without decay it will refuse
             free = limit.limit - limit.active_slots if limit.active else MAX_WORKERS
-            if free > 0 or time.monotonic() - asked > slot:  # servers before 3.7 leave decay out
-                asked, count = time.monotonic(), min(max(free, 1), len(self.waiting))
+            # Servers before 3.7 leave decay out; if nobody took any for so long, one is free.
+            if free > 0 or time.monotonic() - since > slot:
+                count = min(max(free, 1), len(self.waiting))
                 with suppress(TimeoutError):  # another process was faster
                     rate_limit(limit.name, occupy=count, timeout_seconds=3, strict=True)
                     return count

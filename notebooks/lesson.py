@@ -205,7 +205,7 @@ def start():
     if get_current_settings().api.url != api_url:  # imported before this module, or it moved
         prefect.context.refresh_global_settings_context()
     # Each flow run would end with a wait of up to a second for the thread of its heartbeat, by
-    # which Prefect Cloud knows that a run has crashed. No variable can say that there is none.
+    # which an automation can tell that a run has crashed. No variable can say that there is none.
     get_current_settings().flows.heartbeat_frequency = None
     plain_logs()
     for port in PRACTICE_PORTS:

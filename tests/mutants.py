@@ -193,7 +193,12 @@ MUTANTS = {
         (
             "the look is the truth",
             f"{PIPELINE}a_limit_that_nobody_can_see_is_asked_for_all_the_same",
-            *("if free > 0 or time.monotonic() - asked > slot:", "if free > 0:"),
+            *("if free > 0 or time.monotonic() - since > slot:", "if free > 0:"),
+        ),
+        (
+            "asked for what others have taken",
+            f"{PIPELINE}while_others_take_each_slot_that_comes_nobody_asks_in_vain",
+            *("if limit.updated != changed:", "if not changed:"),
         ),
         (
             "somebody's limit is changed",
