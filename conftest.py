@@ -52,7 +52,7 @@ def pytest_configure(config):
 def clean_up(home):
     """The workers are gone by now, in whatever way they ended."""
     for address in home.rglob("server.json"):
-        environment = os.environ | {"LESSONS_HOME": str(address.parent)}
+        environment = os.environ | {"LESSONS_HOME": str(address.parents[1])}
         subprocess.run([sys.executable, LESSON, "stop"], env=environment, stdout=subprocess.DEVNULL)
     shutil.rmtree(home, ignore_errors=True)
 
@@ -102,7 +102,8 @@ def start_server():
     """
     import lesson
 
-    shared = lesson.HOME.parent if "PYTEST_XDIST_WORKER" in os.environ else lesson.HOME
+    shared = Path(os.environ["LESSONS_HOME"])
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
     new, own = shared / "new" / "prefect.db", lesson.HOME / "prefect.db"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lesson, "PORTS", (0,))
@@ -112,6 +113,7 @@ def start_server():
                 with closing(sqlite3.connect(own)) as made, closing(sqlite3.connect(new)) as copy:
                     made.backup(copy)
         if not own.exists():
+            own.parent.mkdir(exist_ok=True)
             shutil.copy(new, own)
         lesson.start_server()  # if it is not up
     return new

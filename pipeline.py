@@ -55,7 +55,8 @@ def fetch_stats(github_repo: str) -> dict:
     """Ask the GitHub API for one repository, named `owner/name`.
 
     Returns the API's JSON object. Raises `httpx.HTTPStatusError` unless the answer's status is 2xx,
-    `httpx.TransportError` where there was no answer, and `ValueError` where it is not JSON.
+    `httpx.TransportError` where there was no whole answer, another `httpx.RequestError` where it
+    cannot be decoded or only redirects, and `ValueError` where it is not JSON.
     """
     response = client().get(f"/repos/{github_repo}")
     response.raise_for_status()
@@ -194,7 +195,8 @@ def token() -> str:
 
 def client() -> httpx.Client:
     """The one HTTP client of all threads. Raises `ValueError` for a wrong address or token."""
-    if not re.fullmatch(r"https?://[\w.:\[\]-]+(/[\w./-]*)?", api_url()):
+    host = r"([\w.-]+|\[[\da-fA-F:.]+\])"  # or an IPv6 address
+    if not re.fullmatch(rf"https?://{host}(:\d{{1,5}})?(/[\w./-]*)?", api_url()):
         shown = re.sub(".*@", "…@", api_url())  # without a password
         raise ValueError(f"GITHUB_API_URL is not an http(s) address: {shown!r}")
     if not re.fullmatch(r"[!-~]*", token()):  # httpx would quote it in an error
@@ -335,9 +337,12 @@ class Gate:
         self.shut.set()
 
     def sleep(self, seconds: float) -> None:
-        """Sleep. Raises `NotSentError` as soon as the gate is shut."""
+        """Sleep. Raises `NotSentError` as soon as the gate is shut, or closed for too long."""
         if self.shut.wait(seconds):
             raise NotSentError(self.why)
+        until, why = self.closed[None]
+        if until - time.monotonic() > LONGEST_WAIT:
+            raise NotSentError(why)
 
     def wait(self, repo: str) -> None:
         """Wait until a request for the repository may be sent. Raises `NotSentError`."""
@@ -368,9 +373,10 @@ class Gate:
                 self.sleep(0)  # if it was shut meanwhile, nobody tries once more
                 self.slots = (self.slots or self.acquire()) - 1
         except httpx.TransportError as error:
-            self.why = f"Prefect's server ({settings.PREFECT_API_URL.value()}) is gone: {error}"
+            server = settings.PREFECT_API_URL.value() or "temporary"
+            self.why = f"Prefect's server ({server}) is gone: {error}"
             self.shut.set()  # its client has tried for a minute, nobody else has to
-            raise
+            raise NotSentError(self.why) from error
         finally:
             self.waiting.pop()
 
@@ -380,14 +386,14 @@ class Gate:
         It looks before it asks: after a refusal Prefect's client sleeps for a random time, in the
         mean as long as so many slots need to become free, and nothing wakes it.
         """
-        changed, since = None, time.monotonic()
+        seen, since = None, time.monotonic()
         while True:
             limit = ensure_limit()
-            if limit.updated != changed:  # somebody has taken slots
-                changed, since = limit.updated, time.monotonic()
+            if (limit.updated, limit.active_slots) != seen:  # some were taken, or became free
+                seen, since = (limit.updated, limit.active_slots), time.monotonic()
             slot = 1 / (limit.slot_decay_per_second or 1)  # seconds; without decay it will refuse
             free = limit.limit - limit.active_slots if limit.active else MAX_WORKERS
-            # Servers before 3.7 leave decay out; if nobody took any for so long, one is free.
+            # Servers before 3.7 leave decay out; if nothing changed for so long, one is free.
             if free > 0 or time.monotonic() - since > slot:
                 count = min(max(free, 1), len(self.waiting))
                 with suppress(TimeoutError):  # another process was faster
@@ -450,7 +456,7 @@ def main(argv: list[str] | None = None) -> int:
             show_stars(repos)
     except IncompleteError as error:
         code, last = 1, f"{error}\n"
-    except (httpx.HTTPError, RuntimeError, ValueError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, RuntimeError, ValueError) as error:
         code, last = 3, f"The Prefect server ({server or 'temporary'}) failed: {error}\n"
     finally:  # flushed, since `end` may leave no time for it
         for text, file in ("", sys.stdout), (last, sys.stderr):

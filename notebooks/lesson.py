@@ -8,7 +8,8 @@ Prefect (a server, a Cloud workspace, `PREFECT_*` variables) is neither used nor
     python notebooks/lesson.py stop       stop it; what it recorded stays
     python notebooks/lesson.py reset      stop it, and forget all runs, limits and cached results
 
-Everything is kept in one folder, `notebooks/.prefect`, or in `LESSONS_HOME` if that is set.
+Everything is kept in one folder, `.lessons`, in `notebooks` or in the folder that the variable
+`LESSONS_HOME` names.
 """
 
 import json
@@ -33,11 +34,13 @@ import psutil
 # The imports of Prefect, pandas and matplotlib stand where they are used: Prefect reads its
 # settings when it is imported, and `status` and `stop` should not wait for any of them.
 
-HOME = Path(os.environ.get("LESSONS_HOME") or Path(__file__).with_name(".prefect")).resolve()
+# In a folder of their own, since `reset` removes it.
+HOME = Path(os.environ.get("LESSONS_HOME") or Path(__file__).parent, ".lessons").resolve()
 ADDRESS = HOME / "server.json"  # {"url": …, "pid": …} of the background server
 SERVER_LOG = HOME / "server.log"
-PORTS = (4269, 0)  # of the Prefect server; 0 is any free one
-PRACTICE_PORTS = (*range(8787, 8797), 0)  # the first free one: after a restart, the same again
+# The first free one of each: after a restart, the same again. 0 is any.
+PORTS = (*range(4269, 4279), 0)  # of the Prefect server
+PRACTICE_PORTS = (*range(8787, 8797), 0)
 START_UP = 120  # seconds; a server on a fresh home takes 20 to 40
 
 KERNEL_SETTINGS = {
@@ -159,7 +162,7 @@ def only_one(folder: Path):
     """Let one process at a time pass. The lock is in the folder; the system lifts a dead one's."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(folder / "lock.db", timeout=START_UP)) as lock:
+        with closing(sqlite3.connect(folder / "lock.db", timeout=3 * START_UP)) as lock:
             lock.execute("BEGIN EXCLUSIVE")
             yield
     except (OSError, sqlite3.OperationalError) as error:
@@ -235,7 +238,8 @@ def go_live() -> None:
     if _token:
         os.environ["GITHUB_TOKEN"] = _token
     delete_limit("github-api")
-    print("From here on: https://api.github.com", "with" if _token else "without", "a token")
+    has = "with" if os.environ.get("GITHUB_TOKEN") else "without"
+    print("From here on: https://api.github.com", has, "a token")
 
 
 SHORTER = {  # what Prefect and httpx say in too many words for the width of a cell
@@ -317,11 +321,9 @@ def new_limit(name: str, limit: int, slot_decay_per_second: float) -> None:
     """Create a global concurrency limit with all its slots free, in place of one of that name."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
-    from prefect.exceptions import ObjectNotFound
 
+    delete_limit(name)
     with get_client(sync_client=True) as client:
-        with suppress(ObjectNotFound):
-            client.delete_global_concurrency_limit_by_name(name)
         client.create_global_concurrency_limit(
             GlobalConcurrencyLimitCreate(
                 name=name, limit=limit, slot_decay_per_second=slot_decay_per_second

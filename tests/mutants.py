@@ -198,7 +198,7 @@ MUTANTS = {
         (
             "asked for what others have taken",
             f"{PIPELINE}while_others_take_each_slot_that_comes_nobody_asks_in_vain",
-            *("if limit.updated != changed:", "if not changed:"),
+            *("if (limit.updated, limit.active_slots) != seen:", "if not seen:"),
         ),
         (
             "somebody's limit is changed",
@@ -238,6 +238,11 @@ MUTANTS = {
             f"{PIPELINE}a_slot_that_comes_after_the_time_is_over_is_used",
             *("if max(self.closed[None], self.closed[repo])[0] <= time.monotonic():",
               "if (until, why) == max(self.closed[None], self.closed[repo]):"),
+        ),
+        (
+            "who waits for a slot hears nothing of GitHub",
+            f"{PIPELINE}who_waits_for_a_slot_hears_that_the_wait_for_github_is_too_long",
+            *("        until, why = self.closed[None]\n", "        until, why = 0, ''\n"),
         ),
         (
             "the clock here counts",

@@ -117,9 +117,9 @@ def test_the_life_of_two_kernels(github):
 
 
 def test_a_server_outlives_the_kernel_that_started_it(tmp_path):
-    home = tmp_path / "home"
+    home = tmp_path / ".lessons"
     with contextlib.ExitStack() as stack:
-        kernel = Kernel(stack, LESSONS_HOME=str(home))
+        kernel = Kernel(stack, LESSONS_HOME=str(tmp_path))
         stack.callback(end_servers_in, home)
         kernel.run(
             "import os, time\nimport lesson\nlesson.PORTS = (0,)\n"

@@ -60,7 +60,7 @@ def stand_in(folder):
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A fresh home for `lesson`, whose servers are stand-ins. Ends all that were started in it."""
-    home = tmp_path / "home"
+    home = tmp_path / ".lessons"
     monkeypatch.setattr(lesson, "HOME", home)
     monkeypatch.setattr(lesson, "ADDRESS", home / "server.json")
     monkeypatch.setattr(lesson, "SERVER_LOG", home / "server.log")
@@ -118,7 +118,7 @@ def test_several_kernels_at_once_start_one_server(home):
         subprocess.Popen(
             [sys.executable, "-c", f"{code}; print(lesson.start_server())"],
             cwd=ROOT / "notebooks",
-            env=os.environ | {"LESSONS_HOME": str(home)},
+            env=os.environ | {"LESSONS_HOME": str(home.parent)},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -226,6 +226,21 @@ def test_the_port_of_another_is_left_alone(home, foreign, monkeypatch):
     url = lesson.start_server()
     assert httpx.URL(url).port != foreign[1]
     assert httpx.get(f"http://127.0.0.1:{foreign[1]}").json() == []
+
+
+def test_reset_removes_what_the_lessons_made_and_nothing_else(home):
+    (home / "storage").mkdir(parents=True)
+    (home.parent / "storage").touch()
+    for command, code in ("rest", 2), ("reset", 0):
+        assert home.exists()
+        done = subprocess.run(
+            [sys.executable, lesson.__file__, command],
+            env=os.environ | {"LESSONS_HOME": str(home.parent)},
+            capture_output=True,
+        )
+        assert done.returncode == code
+    assert not home.exists()
+    assert (home.parent / "storage").exists()
 
 
 def unwritable(tmp_path):

@@ -322,6 +322,22 @@ def test_a_slot_that_comes_after_the_time_is_over_is_used(github):
     assert read_limit().active_slots == len(github.requests) == 9
 
 
+def test_who_waits_for_a_slot_hears_that_the_wait_for_github_is_too_long(github, monkeypatch):
+    def noted(*arguments, **options):
+        acquired.append(options["occupy"])
+        return acquire(*arguments, **options)
+
+    acquire, acquired = pipeline.rate_limit, []
+    monkeypatch.setattr(pipeline, "rate_limit", noted)
+    lesson.new_limit("github-api", 1, 0.2)  # five seconds for a slot
+    for repo in MANY[:3]:  # whichever is the first
+        github.fail(repo, status=429, headers={"retry-after": 3600})
+    with pytest.raises(IncompleteError, match="rate limited until") as failed:
+        show_stars(MANY[:3])
+    assert len(failed.value.failures) == 3
+    assert sum(acquired) == len(github.requests) == 1
+
+
 @pytest.mark.parametrize("after", [3600, "9" * 40])
 def test_a_long_wait_is_an_error_that_names_the_time(github, after):
     assert pipeline.LONGEST_WAIT == 120
@@ -531,7 +547,17 @@ def test_results_are_json_that_expires_after_a_day(github):
 
 @pytest.mark.parametrize(
     "address",
-    ["api.github.com", "ftp://x", "http://", "https:/x", "http://a b", " ", "http://me:secret@x"],
+    [
+        "api.github.com",
+        "ftp://x",
+        "http://",
+        "https:/x",
+        "http://a b",
+        " ",
+        "http://x:87B7",
+        "http://[::1",
+        "http://me:secret@x",
+    ],
 )
 def test_a_malformed_address_is_named(github, monkeypatch, address):
     monkeypatch.setenv("GITHUB_API_URL", address)

@@ -289,6 +289,10 @@ def test_an_api_that_cannot_be_reached_is_named(github, script):
             {"PREFECT_API_URL": "http://127.0.0.1:9/api"},
             r"\(http://127.0.0.1:9/api\) failed: Failed to reach API",
         ),
+        (
+            {"PREFECT_API_URL": "http://127.0.0.1:42OO/api"},
+            r"\(http://127.0.0.1:42OO/api\) failed: Invalid port",
+        ),
     ],
 )
 def test_no_prefect_server_is_an_error_that_says_so(practice_api, script, environment, why):
