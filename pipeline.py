@@ -340,19 +340,21 @@ class Gate:
         """Sleep. Raises `NotSentError` as soon as the gate is shut, or closed for too long."""
         if self.shut.wait(seconds):
             raise NotSentError(self.why)
-        until, why = self.closed[None]
-        if until - time.monotonic() > LONGEST_WAIT:
+        self.closed_for(None)
+
+    def closed_for(self, repo: str | None) -> float:
+        """The seconds left of the time that GitHub named. Raises `NotSentError` if too many."""
+        until, why = max(self.closed[None], self.closed[repo])
+        if (left := until - time.monotonic()) > LONGEST_WAIT:
             raise NotSentError(why)
+        return left
 
     def wait(self, repo: str) -> None:
         """Wait until a request for the repository may be sent. Raises `NotSentError`."""
         while True:
-            until, why = max(self.closed[None], self.closed[repo])
-            if until - time.monotonic() > LONGEST_WAIT:
-                raise NotSentError(why)
-            self.sleep(until - time.monotonic())
+            self.sleep(self.closed_for(repo))
             self.take_slot()
-            if max(self.closed[None], self.closed[repo])[0] <= time.monotonic():
+            if self.closed_for(repo) <= 0:
                 return  # else the slot is lost: it was for this moment
 
     def obey(self, repo: str, error: httpx.HTTPStatusError) -> None:

@@ -296,13 +296,14 @@ def asks_once(arena: Arena) -> tuple[str, str]:
     arena.fail(missing, status=404, times=None)
     arena.fail(blocked, status=451, times=None)
     run = arena.run()
-    asked = [len(run.statuses(repo)) for repo in (missing, blocked)]
+    asked = {"404": len(run.statuses(missing)), "451": len(run.statuses(blocked))}
+    most = max(asked.values())
     # Only the most: where the first failure ends the flow, the other one's retries are cancelled.
-    often = f"up to {max(asked)} times" if max(asked) > 1 else "once"
+    often = f"up to {most} times" if most > 1 else "once"
     return arena.judge(
-        f"404 and 451 asked {often}",
-        attacked=all(asked),
-        holds=max(asked) <= 1,
+        f"{' and '.join(filter(asked.get, asked))} asked {often}",
+        attacked=all(asked.values()),
+        holds=most <= 1,
         good=but(arena.repos, missing, blocked),
     )
 

@@ -231,18 +231,20 @@ MUTANTS = {
         (
             "a lost slot is used later",
             f"{PIPELINE}nobody_asks_before_the_time_is_over_that_github_names",
-            *("if max(self.closed[None], self.closed[repo])[0] <= time.monotonic():", "if True:"),
+            *("if self.closed_for(repo) <= 0:", "if True:"),
         ),
         (
             "a slot that comes after GitHub's time is lost",
             f"{PIPELINE}a_slot_that_comes_after_the_time_is_over_is_used",
-            *("if max(self.closed[None], self.closed[repo])[0] <= time.monotonic():",
-              "if (until, why) == max(self.closed[None], self.closed[repo]):"),
+            *("            self.take_slot()\n            if self.closed_for(repo) <= 0:",
+              "            was = max(self.closed[None], self.closed[repo])\n"
+              "            self.take_slot()\n"
+              "            if was == max(self.closed[None], self.closed[repo]):"),
         ),
         (
             "who waits for a slot hears nothing of GitHub",
             f"{PIPELINE}who_waits_for_a_slot_hears_that_the_wait_for_github_is_too_long",
-            *("        until, why = self.closed[None]\n", "        until, why = 0, ''\n"),
+            *("        self.closed_for(None)\n", ""),
         ),
         (
             "the clock here counts",
@@ -289,7 +291,8 @@ MUTANTS = {
         (
             "a wait of hours is allowed",
             f"{PIPELINE}a_spent_allowance_is_not_asked_again",
-            *("if until - time.monotonic() > LONGEST_WAIT:", "if False:"),
+            *("(left := until - time.monotonic()) > LONGEST_WAIT:",
+              "(left := until - time.monotonic()) > 1e9:"),
         ),
         (
             "a rate limit is for one repository",
