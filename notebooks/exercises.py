@@ -7,24 +7,62 @@ experiment in which it could be seen did not take place.
 
 import io
 from contextlib import redirect_stdout
+from html import escape
 
+from IPython.display import display
 from prefect import flow
 
 import lesson
 
 HOLDS, FAILS, NOT_REACHED = "holds", "does not hold", "not reached"
+MARKS = {HOLDS: ("✓", "#1a7f37"), FAILS: ("✗", "#b42318"), NOT_REACHED: ("\N{EN DASH}", "#6b7280")}
+
+
+class Coloured:
+    """A table whose verdicts are coloured in a notebook, and the same as plain text elsewhere.
+
+    title: stands above the table
+    rows: their cells; one that is a verdict, a key of MARKS, gets its mark and its colour
+    text: the plain text
+    head: the names of the columns, if they have names
+    """
+
+    def __init__(self, title: str, rows, text: str, head=()):
+        self.title, self.rows, self.text, self.head = title, rows, text, head
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        lines = [[f"<th {LEFT}>{escape(name)}</th>" for name in self.head]] if self.head else []
+        lines += [[coloured(str(cell)) for cell in row] for row in self.rows]
+        table = "\n".join(f"<tr>{''.join(cells)}</tr>" for cells in lines)
+        return f"<b>{escape(self.title)}</b>\n<table>\n{table}\n</table>"
+
+
+LEFT = 'style="text-align: left"'
+BADGE = "color: white; padding: 1px 8px; border-radius: 9px; white-space: nowrap"
+
+
+def coloured(text: str) -> str:
+    """A cell of a table, in HTML."""
+    if text not in MARKS:
+        return f"<td {LEFT}>{escape(text)}</td>"
+    mark, colour = MARKS[text]
+    return f'<td {LEFT}><span style="background: {colour}; {BADGE}">{mark} {text}</span></td>'
 
 
 def verdict(holds: bool, reached: bool = True) -> str:
-    """What is to be said of a claim; one that was not reached can neither hold nor fail."""
+    """What to say of a claim; one that was not reached can neither hold nor fail."""
     return (HOLDS if holds else FAILS) if reached else NOT_REACHED
 
 
 def tell(*claims: tuple[str, str, object]) -> None:
-    """Print a line for each claim: its verdict, its words, the evidence. Then whether all hold."""
-    for words, what, evidence in claims:
-        print(f"{what:<13} | {words}: {evidence}")
-    print("Solved." if all(what == HOLDS for _, what, _ in claims) else "Not yet.")
+    """Show a line for each claim: its verdict, its words, the evidence. And whether all hold."""
+    result = "Solved." if all(what == HOLDS for _, what, _ in claims) else "Not yet."
+    text = [f"{what:<13} | {words}: {evidence}" for words, what, evidence in claims]
+    rows = [(what, words, evidence) for words, what, evidence in claims]
+    display(Coloured(result, rows, "\n".join([*text, result])))
 
 
 def stars_printed(show_stars, github_repos: list[str]):
@@ -62,9 +100,9 @@ def check_first_flow(github, show_stars) -> None:
     met, good = 503 in statuses, [repos[0], repos[2]]
     tell(
         ("all three are asked", verdict(statuses == [200, 503, 200], met), statuses),
-        ("the two good ones are printed", verdict(printed == good, met), printed),
+        ("the two good counts are printed", verdict(printed == good, met), printed),
         ("the run fails", verdict(state.is_failed(), met), outcome(state)),
-        ("without the 503 it completes", verdict(whole.is_completed()), outcome(whole)),
+        ("without the 503 the run completes", verdict(whole.is_completed()), outcome(whole)),
     )
 
 
@@ -91,8 +129,8 @@ def check_retries(github, fetch) -> None:
     tell(
         ("two bad answers, then a good one", verdict(statuses == [503, 503, 200]), statuses),
         ("the run completes", verdict(state.is_completed(), third), outcome(state)),
-        ("the third is asked after 4 s or more", verdict(after >= 4, third), f"after {after} s"),
-        ("a 404 is asked once", verdict(missing == [404], 404 in missing), missing),
+        ("the third request comes after 4 s", verdict(after >= 4, third), f"after {after} s"),
+        ("a 404 gets one request", verdict(missing == [404], 404 in missing), missing),
     )
 
 
@@ -118,8 +156,8 @@ def check_mapping(github, mapped) -> None:
         ("three at a time", verdict(at_once == 3, met), f"{at_once} at once"),
         ("seven lines in the order asked", verdict(printed == good, met), f"{len(printed)} lines"),
         ("the run fails", verdict(state.is_failed(), met), state.type.value),
-        ("its message has the misspelt name", verdict(named, state.is_failed()), f"{message:.50}"),
-        ("with eight good names it completes", verdict(complete), outcome(whole)),
+        ("its message names the misspelt one", verdict(named, state.is_failed()), f"{message:.50}"),
+        ("with eight good names the run completes", verdict(complete), outcome(whole)),
     )
 
 
@@ -138,7 +176,7 @@ def check_rate_limiting(github) -> None:
     small_api = (github.rate_limit, github.rate_window) == (15, 3)
     statuses = ", ".join(map(str, sorted(log["status"].unique())))
     tell(
-        ("18 repositories are answered", verdict(count == 18, not log.empty), f"{count} of 18"),
+        ("the API answers for all 18", verdict(count == 18, not log.empty), f"{count} of 18"),
         (
             "no request is refused",
             verdict((log["status"] == 200).all(), small_api and len(log) >= 18),
@@ -215,10 +253,10 @@ def check_star_chart(github, first_run: dict, second_run: dict) -> None:
         answers = {repo: log["status"][log["repository"] == repo].tolist() for repo in repos}
         seen = {repo: len(statuses) for repo, statuses in answers.items()}
         guessed = isinstance(predicted, dict) and None not in predicted.values()
-        evidence = f"{', '.join(map(str, seen.values()))} requests" if guessed else "no prediction"
+        evidence = f"{', '.join(map(str, seen.values()))} requests" if guessed else "no guess yet"
         if guessed and predicted != seen:
             evidence += f" with the statuses {', '.join(map(str, answers.values()))}"
-        claims.append((words, verdict(predicted == seen, guessed), evidence))
+        claims.append((f"your guess for {words}", verdict(predicted == seen, guessed), evidence))
     tell(*claims)
 
 
@@ -254,6 +292,6 @@ def check_scaling_out(github, stars_of) -> None:
     answered = set(log["repository"][log["status"] == 200])
     tell(
         ("all three are asked", verdict(answered == set(figures)), log["status"].tolist()),
-        ("by Dask's workers", verdict(runs >= 3, bool(answered)), f"{runs} task runs"),
-        ("the flow gives back their stars", verdict(found == figures, runs >= 3), found),
+        ("Dask's workers ask", verdict(runs >= 3, bool(answered)), f"{runs} task runs"),
+        ("the flow returns their stars", verdict(found == figures, runs >= 3), found),
     )

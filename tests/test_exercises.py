@@ -39,7 +39,9 @@ def parts(name):
     solution = cells[check + 1].source
     assert solution.startswith("<details><summary>Solution</summary>")
     (code,) = re.findall(r"^```python\n(.+?)^```$", solution, re.M | re.S)
-    told = "".join(output.text for output in cells[check].outputs)
+    told = "".join(
+        output.get("text") or output.data["text/plain"] for output in cells[check].outputs
+    )
     return told, cells[check].source, code
 
 
