@@ -3,8 +3,8 @@
     python tests/execute.py notebooks/05_caching.ipynb …
 
 The outputs become what nbval compares with from then on, so look at them. Of the metadata only the
-kernel's name and the tags are kept: no times, versions or marks of an editor. The chart of a cell
-with a tag `readme-NAME` becomes `notebooks/pictures/NAME.png`, which the README shows.
+kernel's name and the tags are kept: no times, versions or marks of an editor. *Going deeper* is
+folded. The chart of a cell with a tag `readme-NAME` becomes `notebooks/pictures/NAME.png`.
 """
 
 import base64
@@ -18,10 +18,18 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+FOLDED = {"jp-MarkdownHeadingCollapsed": True}
+
+
+def cell_metadata(cell) -> dict:
+    """What is kept of a cell's metadata."""
+    tags = cell.metadata.get("tags")
+    folded = cell.cell_type == "markdown" and cell.source.startswith("## Going deeper")
+    return ({"tags": tags} if tags else {}) | (FOLDED if folded else {})
 
 
 def pictures(notebook) -> dict[str, bytes]:
-    """The charts that the README shows, as PNG, by the names of their files."""
+    """The charts of the cells with a tag `readme-NAME`, as PNG, by the names of their files."""
     return {
         tag.replace("readme-", "") + ".png": base64.b64decode(output.data["image/png"])
         for cell in notebook.cells
@@ -47,8 +55,7 @@ def execute(path: Path) -> None:
     client.execute()
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
-        tags = cell.metadata.get("tags")
-        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        cell.metadata = nbformat.from_dict(cell_metadata(cell))
     nbformat.write(notebook, path)
     for name, picture in pictures(notebook).items():
         path.with_name("pictures").mkdir(exist_ok=True)
