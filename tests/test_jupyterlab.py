@@ -134,6 +134,7 @@ def opened(request, lab, browser):
     page.goto(lab.format(request.param.name))
     idle(page)  # before that, the menus are not complete
     stored = nbformat.read(request.param, as_version=4).cells
+    unfold(page, stored)
     yield page, [cell for cell in stored if cell.cell_type == "code"]
     with page.expect_response(lambda response: response.request.method == "DELETE"):
         choose(page, "Kernel", "Shut Down Kernel")
@@ -148,6 +149,17 @@ def choose(page, menu, item):
             page.get_by_role("menuitem", name=item, exact=True).click(timeout=5_000)
             return
     raise AssertionError(f"no {item} in the menu {menu}")
+
+
+def unfold(page, stored):
+    """Open *Going deeper*, which is folded when a lesson is opened."""
+    folded = [cell.source.startswith("## Going deeper") for cell in stored]
+    if any(folded):
+        deeper = [cell for cell in stored[folded.index(True) :] if cell.cell_type == "code"]
+        hidden = page.locator(".jp-CodeCell").locator("visible=false")
+        playwright.expect(hidden).to_have_count(len(deeper), timeout=PATIENCE)
+        page.locator(".jp-showHiddenCellsButton").click()
+        playwright.expect(hidden).to_have_count(0)
 
 
 def idle(page):

@@ -196,7 +196,8 @@ def test_each_piece_of_going_deeper_needs_only_the_set_up(practice_api, lesson):
     resources = {"metadata": {"path": str(path.parent)}}
     NotebookClient(alone, kernel_name="python3", resources=resources, **options).execute()
     for cell, text in zip(alone.cells, stored, strict=True):
-        assert tags(cell) or text_of(cell) == text, cell.source
+        if not tags(cell):
+            assert text_of(cell) == text, f"another output than after the core: {cell.source}"
 
 
 def test_links_lead_somewhere(lesson):
