@@ -50,6 +50,16 @@ KERNEL_SETTINGS = {
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # a task may be called without a flow
     "PREFECT_LOGGING_COLORS": "false",  # of a script that a cell runs
 }
+# A server on SQLite: one connection, few writes, no feed of events. By default a write that meets
+# another one costs two seconds, or up to a minute. Prefect opens one connection for any address
+# with ":memory:" in it, and SQLite ignores `label`.
+DATABASE = f"{(HOME / 'prefect.db').as_uri()}?uri=true&label=:memory:"
+CALM_SERVER = {
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{DATABASE}",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+}
 
 
 class SetupError(RuntimeError):
@@ -94,9 +104,7 @@ def _launch() -> str:
     port = free_port(PORTS)
     url = f"http://127.0.0.1:{port}"
     print(f"Starting the Prefect server of the lessons on {url} (half a minute, once) …")
-    from pipeline import calm_server
-
-    settings = KERNEL_SETTINGS | calm_server(HOME) | {"PREFECT_API_URL": f"{url}/api"}
+    settings = KERNEL_SETTINGS | CALM_SERVER | {"PREFECT_API_URL": f"{url}/api"}
     command = [sys.executable, "-m", "prefect", "server", "start"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with SERVER_LOG.open("w") as log:

@@ -59,9 +59,9 @@ GOOD_NAMES = [
 def test_no_bad_name_causes_a_request(github):
     assert len(set(BAD_NAMES)) == len(BAD_NAMES) >= 40
     for name in BAD_NAMES:
-        with pytest.raises(ValueError, match="not a repository, as owner/name: "):
+        with pytest.raises(ValueError, match="not a list of repositories, as owner/name: "):
             pipeline.check_names([PYDANTIC, name])
-    with pytest.raises(ValueError, match="not a repository") as refused:
+    with pytest.raises(ValueError, match="not a list of repositories") as refused:
         show_stars([PYDANTIC, *(name for name in BAD_NAMES if "\udcff" not in name)])
     assert str(refused.value).isascii()  # so that no name can do anything to a terminal
     assert str(refused.value).isprintable()

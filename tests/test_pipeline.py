@@ -4,7 +4,8 @@ import json
 import pickle
 import re
 import time
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -36,6 +37,10 @@ def statuses(github, repo=PYDANTIC):
     """The answers about one repository, in order."""
     log = github.requests
     return log["status"][log["repository"] == repo].tolist()
+
+
+def host(github):
+    return github.url.removeprefix("http://")
 
 
 def lines(stars):
@@ -82,16 +87,14 @@ def test_the_dashboard_has_names_and_an_arrow_for_each_repository(github):
         assert arrow.id == runs[f"fetch_stats {repo}"].id
 
 
-def test_a_repository_asked_twice_in_any_spelling_is_fetched_once(github, capsys):
-    stars = dict.fromkeys([PYDANTIC, "Pydantic/PYDANTIC"], STARS[PYDANTIC])
-    assert show_stars([PYDANTIC, *stars, PYDANTIC]) == stars
-    assert statuses(github) == [200]
-    assert len(github.requests) == 1
-    assert lines(stars) in capsys.readouterr().out
+def test_a_repository_asked_twice_is_fetched_once(github, capsys):
+    assert show_stars([*REPOS, *REPOS]) == STARS
+    assert len(github.requests) == 3
+    assert lines(STARS) in capsys.readouterr().out
 
 
 def test_a_generator_is_no_silent_nothing(github):
-    with pytest.raises(ValueError, match=r"no repository .* a generator"):
+    with pytest.raises(ValueError, match="not a list of repositories"):
         show_stars(repo for repo in REPOS)
 
 
@@ -116,6 +119,9 @@ CAN_HEAL = [
     {"status": 403, "headers": {"retry-after": "0"}},
     {"kind": "reset"},
     {"kind": "truncated"},
+    {"body": "<html>moved</html>"},
+    {"body": ""},
+    {"body": '{"stargazers_count": 2'},
 ]
 CANNOT_HEAL = [
     {"status": 400},
@@ -123,9 +129,6 @@ CANNOT_HEAL = [
     {"status": 403},
     {"status": 404},
     {"status": 451},
-    {"body": "<html>moved</html>"},
-    {"body": ""},
-    {"body": '{"stargazers_count": 2'},
     {"body": [1, 2]},
     {"fields": {"full_name": ...}},
     {"fields": {"stargazers_count": ...}},
@@ -164,7 +167,7 @@ def test_what_cannot_heal_fails_at_once_alone_and_is_never_cached(github):
 
 def test_after_three_retries_it_gives_up(github):
     github.fail(PYDANTIC, status=503, times=None)
-    with pytest.raises(IncompleteError, match="503 Service Unavailable"):
+    with pytest.raises(IncompleteError, match=r"503 from .*: No server is currently"):
         show_stars(REPOS)
     assert statuses(github) == [503] * 4
 
@@ -214,7 +217,7 @@ def test_on_dask_a_failure_is_the_same_as_with_threads(github):
             show_stars.with_options(task_runner=runner)([*REPOS, "no/such"])
     assert failed.value.stars == STARS
     assert failed.value.failures["no/such"].response.status_code == 404
-    assert str(failed.value).endswith(f"\nno/such: 404 Not Found from {github.url}")
+    assert str(failed.value).endswith(f"\nno/such: 404 from {host(github)}: Not Found")
 
 
 # --- Rate limits ----------------------------------------------------------------------------------
@@ -236,6 +239,11 @@ def test_how_long_github_asks_to_wait():
     assert wait(answer(403, spent | past)) == 0
     assert wait(answer(403, spent)) == 60
     assert wait(answer(403, hour, "You have exceeded a secondary rate limit.")) == 60
+    assert wait(answer(403, text="You have triggered an abuse detection mechanism.")) == 60
+    assert wait(answer(503, {"retry-after": "7.5"})) == 7.5
+    date = {"retry-after": format_datetime(datetime.now(UTC) + timedelta(minutes=10), usegmt=True)}
+    assert 590 < wait(answer(503, date)) <= 600
+    assert 590 < wait(answer(429, date)) <= 600
     for nonsense in ("soon", "-1", "inf", "1e9", "0x9", ""):
         assert wait(answer(429, {"retry-after": nonsense})) == 60
         assert wait(answer(500, {"retry-after": nonsense})) == 0
@@ -249,11 +257,6 @@ def test_github_says_what_time_it_is_whatever_the_clock_here(date):
     spent = {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1700000300"}  # 22:18:20 UTC
     there = {"date": "Tue, 14 Nov 2023 22:13:20 GMT"}
     assert pipeline.seconds_to_wait(answer(403, spent | there)) == 300
-    until = datetime.fromtimestamp(1_700_000_300)
-    request = httpx.Request("GET", "http://x")
-    response = httpx.Response(403, headers=spent | there, request=request)
-    error = httpx.HTTPStatusError("", request=request, response=response)
-    assert f"rate limited until {until}" in pipeline.reason(error)
     unclear = {} if date is None else {"date": date}
     here = pipeline.seconds_to_wait(answer(403, spent | unclear))
     assert here == 0  # for the clock here, 2023 is over
@@ -299,8 +302,8 @@ def test_a_spent_allowance_is_not_asked_again(github, monkeypatch):
     assert (github.requests["status"] == 403).sum() <= MAX_WORKERS  # they were on their way
     unsent = [e for e in failed.value.failures.values() if isinstance(e, pipeline.NotSentError)]
     assert len(unsent) == len(MANY) - len(github.requests) > 0
-    assert all("rate limited until" in str(error) for error in unsent)
-    assert len(str(failed.value).splitlines()) == 2  # one reason, told once
+    assert all("rate limit exceeded" in str(error) for error in unsent)
+    assert all("it asks to wait" in str(error) for error in unsent)
 
 
 @pytest.mark.slow
@@ -332,7 +335,7 @@ def test_who_waits_for_a_slot_hears_that_the_wait_for_github_is_too_long(github,
     lesson.new_limit("github-api", 1, 0.2)  # five seconds for a slot
     for repo in MANY[:3]:  # whichever is the first
         github.fail(repo, status=429, headers={"retry-after": 3600})
-    with pytest.raises(IncompleteError, match="rate limited until") as failed:
+    with pytest.raises(IncompleteError, match="it asks to wait 3600 s") as failed:
         show_stars(MANY[:3])
     assert len(failed.value.failures) == 3
     assert sum(acquired) == len(github.requests) == 1
@@ -345,11 +348,7 @@ def test_a_long_wait_is_an_error_that_names_the_time(github, after):
     with pytest.raises(IncompleteError) as failed:
         show_stars([PYDANTIC])
     assert statuses(github) == [429]
-    until = re.search(r"rate limited until (\S+ \S+); ", str(failed.value))[1]
-    wait = datetime.strptime(until, "%Y-%m-%d %H:%M:%S") - datetime.now()
-    assert wait > timedelta(minutes=55)
-    assert wait < timedelta(minutes=65) or after != 3600
-    assert "GITHUB_TOKEN" in str(failed.value)
+    assert f"it asks to wait {float(after):.0f} s; no GITHUB_TOKEN is set" in str(failed.value)
 
 
 def test_a_server_error_with_a_long_wait_is_no_rate_limit(github):
@@ -358,8 +357,8 @@ def test_a_server_error_with_a_long_wait_is_no_rate_limit(github):
         show_stars([PYDANTIC, *MANY])  # of which most are asked after its answer
     assert statuses(github) == [503]
     assert list(failed.value.stars) == MANY  # it was for one repository
-    assert "503 Service Unavailable" in str(failed.value)
-    assert "do not ask again until" in str(failed.value)
+    assert "503 from" in str(failed.value)
+    assert "it asks to wait 300 s" in str(failed.value)
     elsewhere = pickle.loads(pickle.dumps(failed.value))  # as another process has it
     assert (elsewhere.stars, str(elsewhere)) == (failed.value.stars, str(failed.value))
     assert elsewhere.failures[PYDANTIC].response.status_code == 503
@@ -434,22 +433,6 @@ def test_a_limit_that_nobody_can_see_is_asked_for_all_the_same(github, monkeypat
     monkeypatch.setattr(SyncPrefectClient, "read_global_concurrency_limit_by_name", full)
     lesson.new_limit("github-api", 4, 10)
     assert list(show_stars(MANY[:12])) == MANY[:12]
-
-
-def test_while_others_take_each_slot_that_comes_nobody_asks_in_vain(github, monkeypatch):
-    read, looks = SyncPrefectClient.read_global_concurrency_limit_by_name, []
-
-    def taken(client, name):
-        limit = read(client, name)
-        looks.append(name)
-        if len(looks) <= 30:
-            limit.active_slots, limit.updated = limit.limit, len(looks)
-        return limit
-
-    monkeypatch.setattr(SyncPrefectClient, "read_global_concurrency_limit_by_name", taken)
-    lesson.new_limit("github-api", 4, 1)  # a slot takes a second, a look at least a twentieth
-    show_stars([PYDANTIC])
-    assert len(looks) == 31  # before, it would have been given one of the four
 
 
 def test_creates_a_limit_for_each_allowance_and_changes_none_that_exists(
