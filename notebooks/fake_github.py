@@ -126,7 +126,7 @@ class FakeGitHub(PracticeAPI):
         return pd.read_csv(FIGURES, encoding="utf-8")
 
     def fail(self, repository: str, kind: str | None = None, **fault) -> None:
-        if "/" not in repository:
+        if "/" not in repository and repository != "*":
             raise ValueError(f'repository must read "owner/name", not {repository!r}')
         super().fail(repository, kind, **fault)
 

@@ -1,72 +1,68 @@
-"""The rounds of lesson 8: what a flow promises, attacked one promise at a time.
+"""The gauntlet: what a flow promises, attacked one promise at a time.
 
-A contestant is a Prefect flow that takes a list of repositories and prints `{repo}: {count} stars`
-for each, in the order asked. Its run fails if one is missing. The API is at the address in the
-environment variable `GITHUB_API_URL`; the limit `github-api` says when a request may be sent.
+A contestant is a Prefect flow that takes a list of names and prints a line with the number of each,
+in the order asked. Its run fails if one is missing. The API's address is in an environment
+variable; a global concurrency limit says when a request may be sent. An `Api` has the details:
+without one it is GitHub's, `{repo}: {count} stars`, `GITHUB_API_URL` and the limit `github-api`.
 
     run(flow)                              all rounds; returns the board, a DataFrame
     run(flow, "waits as told", …)          some of them: the keys of ROUNDS
     run(flow, STORM)                       whatever can go wrong with an answer, in one run
-    chart({name: board, …})                what each contestant asked of the API
+    run(flow, api=Api(…))                  another API than GitHub's; practice_api.py has `Api`
+    picture({name: board, …}, "a.png")     boards side by side
 
-Each round has a practice API of its own, with repositories and star counts that no other round has.
-Each run is a new process, which is ended if it takes too long. What is judged is the API's log, the
-lines, and the state of the run.
+    python notebooks/gauntlet.py my_pipeline.py:my_flow [--api my_api.py:API] [PROMISE …]
+
+The command's exit code is 0 if all hold, 1 if not, and 2 for what it cannot run.
+
+Each round has a practice API of its own, with names and numbers that no other round has. Each run
+is a new process, which is ended if it takes too long. What is judged is the API's log, the lines,
+and the state of the run.
 """
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import logging
-import multiprocessing
+import argparse
 import os
 import re
 import secrets
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 import lesson
-from exercises import FAILS, HOLDS, NOT_REACHED
-from fake_github import FakeGitHub
+import practice_api
+from exercises import FAILS, HOLDS, MARKS, NOT_REACHED, Coloured
+from fake_github import GITHUB
+from practice_api import Api
+from runs import Performance, portable
 
-if TYPE_CHECKING:  # the processes of the runs do without it
-    import pandas as pd
-
-PATIENCE = 40  # seconds that a run may take
+PATIENCE = 60  # seconds that a run may take
 AT_ONCE = 16  # requests
-LIMIT = "github-api"
+TOGETHER = 4  # rounds: more would be in each other's way, at Prefect's server
 WIDE = (5000, 5000 / 3600)  # slots, and how many become free a second: holds nobody back
 STORM = "all of it at once"
-COLUMNS = "verdict", "evidence"
-
-# A fork of a process that has imported Prefect starts at once. macOS's libraries may not stand it.
-PROCESSES = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-# With what Prefect imports only when the first flow runs.
-ENGINES = ["prefect.flow_engine", "prefect.task_engine", "prefect.utilities.visualization"]
-PROCESSES.set_forkserver_preload(["gauntlet", "cloudpickle", "fastapi", *ENGINES])
+COLUMNS = "verdict", "evidence", "cure"
 
 
-# --- A run, in a process of its own ---------------------------------------------------------------
+# --- A round's API, and the runs against it -------------------------------------------------------
 
 
 @dataclass
 class Run:
     """What a run left behind.
 
-    lines: (repository, what is said of its count), as printed
+    lines: (name, what is said of its number), as printed
     state: the type of the flow run's state; "" if it was ended from outside
     error: the name of the exception in that state, if any; or why it was ended
     log: the API's requests during the run
-    wrong: whether a line has a count that is not the API's
+    wrong: whether a line has a number that is not the API's
     """
 
     lines: list[tuple[str, str]]
@@ -75,135 +71,98 @@ class Run:
     log: pd.DataFrame
     wrong: bool
 
-    def statuses(self, repo: str) -> list[int]:
-        """The statuses of the answers about a repository."""
-        return self.log["status"][self.log["repository"] == repo].tolist()
+    def statuses(self, name: str) -> list[int]:
+        """The statuses of the answers about a name."""
+        return self.log["status"][self.log["name"] == name].tolist()
 
-    def printed(self, repos: list[str]) -> list[str]:
-        """Those of the repositories that have a line, in the order of the lines."""
-        return [repo for repo, _ in self.lines if repo in repos]
+    def answered(self) -> set[str]:
+        return set(self.log["name"][self.log["status"] == 200])
 
-
-def perform(
-    flow: bytes, repos: list[str], environment: dict, settings, output: str, answer
-) -> None:
-    """Run the flow in this process; send its state's type and its error's name."""
-    os.environ.clear()  # this process may be a fork of an older one
-    os.environ.update(environment)
-    sys.stdout = sys.stderr = open(output, "w", buffering=1, encoding="utf-8")  # noqa: SIM115
-    import cloudpickle
-    import prefect.context
-
-    # Those that the kernel has now, with what `lesson.start` sets.
-    prefect.context.GLOBAL_SETTINGS_CONTEXT = settings
-    # Log lines count as printed: the flow may have `log_prints=True`.
-    logging.getLogger().handlers[:] = [logging.StreamHandler(sys.stdout)]
-    try:
-        contestant = cloudpickle.loads(flow)
-    except Exception as error:
-        answer.send(("", f"{type(error).__name__}: {error}"))
-        return
-    try:
-        state = contestant(repos, return_state=True)
-        if inspect.iscoroutine(state):
-            state = asyncio.run(state)
-        error = state.result(raise_on_failure=False)
-        name = type(error).__name__ if isinstance(error, BaseException) else ""
-        answer.send((state.type.value, name))
-    except BaseException as error:
-        answer.send(("CRASHED", type(error).__name__))
-
-
-def pickled(flow) -> bytes:
-    """The flow for another process. Raises `TypeError` if it is no flow, or cannot be sent."""
-    import cloudpickle
-    from prefect import Flow
-
-    if not isinstance(flow, Flow):
-        kind = "a function without it" if inspect.isfunction(flow) else repr(type(flow).__name__)
-        raise TypeError(f"The gauntlet takes a flow, a function with @flow above it, not {kind}.")
-    try:
-        return cloudpickle.dumps(flow)
-    except Exception as error:
-        raise TypeError(
-            f"The flow cannot be sent to another process ({error}). Let it use neither `github` "
-            "nor an HTTP client made outside of it: the API is at os.environ['GITHUB_API_URL']."
-        ) from None
+    def printed(self, names: list[str]) -> list[str]:
+        """Those of the names that have a line, in the order of the lines."""
+        return [name for name, _ in self.lines if name in names]
 
 
 class Arena:
-    """A practice API for one round, its repositories, and the runs of a flow against it.
+    """A practice API for one round, its names, and the runs of a flow against it.
 
-    count: of the repositories
+    of: what the API is like
     patience: seconds that a run may take
     stop: once it is set, runs are ended
-    api: the arguments of its `FakeGitHub`
+    count: of the names
+    options: of the practice API
     """
 
-    def __init__(self, flow: bytes, patience: float, stop: Event, count: int, **api):
-        self.flow, self.patience, self.stop = flow, patience, stop
-        self.options = {"latency": 0.05} | api
-        name = secrets.token_hex(4)
-        self.repos = [f"load-test/{name}-{n:02}" for n in range(count)]
+    def __init__(self, flow, of: Api, patience: float, stop: Event, count: int, **options):
+        self.flow, self.of, self.patience, self.stop = flow, of, patience, stop
+        self.options = {"latency": 0.05} | options
+        first = 100 * secrets.randbelow(10**6)
+        self.names = [of.name(first + n) for n in range(count)]
         self.runs: list[Run] = []
+        self.opened = ExitStack()
 
     def __enter__(self) -> Arena:
-        self.api = FakeGitHub(**self.options).start()
-        self.counts = {repo: str(1000 + secrets.randbelow(900_000)) for repo in self.repos}
+        self.open()
         return self
 
     def __exit__(self, *_) -> None:
-        self.api.stop()
+        self.opened.close()
 
-    def fail(self, repo: str, kind: str | None = None, **fault) -> None:
-        """As `FakeGitHub.fail`; if the answer has a count after all, it is the arena's."""
-        self.api.fail(repo, kind, fields={"stargazers_count": int(self.counts[repo])}, **fault)
+    def open(self) -> None:
+        """From here on there is another API, with other numbers."""
+        self.api = self.opened.enter_context(self.of.practice(**self.options))
+        self.api.numbers = {name: 1000 + secrets.randbelow(900_000) for name in self.names}
 
-    def run(self, repos: list[str] | None = None) -> Run:
-        """One run. Raises `TypeError` if a new process cannot load the flow."""
-        for repo in self.repos:  # after whatever else goes wrong with it
-            self.fail(repo, times=None)
-        seen = len(self.api.requests)
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            output = Path(folder, "output")
-            state, error = self.start(repos or self.repos, output)
-            text = output.read_text(encoding="utf-8") if output.exists() else ""
-        log = self.api.requests.iloc[seen:]
+    def refuse(self, name: str, seconds: int) -> None:
+        """Refuse the next request for a name, and say when to ask again."""
+        self.api.fail(name, status=self.of.refusal, headers={"retry-after": seconds})
+
+    def log(self) -> pd.DataFrame:
+        return self.api.requests.rename(columns={self.api.column: "name"})
+
+    def run(self, names: list[str] | None = None, watch=None) -> Run:
+        """One run. Raises `TypeError` if a new process cannot load the flow.
+
+        watch: a function of the `Performance`; it returns the state and the error
+        """
+        seen = len(self.log())
+        if self.runs and not self.runs[-1].state:
+            state, error, text = "", self.runs[-1].error, ""  # it would be as the run before
+        else:
+            with Performance(self.flow, names or self.names, {self.of.variable: self.api.url}) as p:
+                state, error = (watch or self.watch)(p)
+                text = p.printed()
+        log = self.log().iloc[seen:]
         self.api.mend()
-        lines = re.findall(r"^(\S+/\S+): (.*) stars$", text, re.M)
-        wrong = any(self.counts.get(repo) != count for repo, count in lines)
+        lines = self.lines(text)
+        wrong = any(number != str(self.api.numbers[name]) for name, number in lines)
         self.runs.append(Run(lines, state, error, log, wrong))
         return self.runs[-1]
 
-    def start(self, repos: list[str], output: Path) -> tuple[str, str]:
-        """The type of the run's state, "" if it was ended from outside; and its error."""
-        late = "", f"still running after {self.patience} s"
-        if self.runs and not self.runs[-1].state:
-            return late  # as the run before
-        from prefect.context import get_settings_context
+    def lines(self, text: str) -> list[tuple[str, str]]:
+        """The lines about the API's names: (name, what is said of its number)."""
+        pattern = re.escape(self.of.line)
+        for part in "name", "number":
+            pattern = pattern.replace(re.escape(f"{{{part}}}"), f"(?P<{part}>.*)")
+        found = re.finditer(rf"^{pattern}$", text, re.M)
+        return [(m["name"], m["number"]) for m in found if m["name"] in self.names]
 
-        environment = dict(os.environ) | {"GITHUB_API_URL": self.api.url}
-        receiving, sending = PROCESSES.Pipe(duplex=False)
-        arguments = self.flow, repos, environment, get_settings_context(), str(output), sending
-        process = PROCESSES.Process(target=perform, args=arguments)
-        process.start()
-        sending.close()
-        try:
-            deadline = time.monotonic() + self.patience
-            while not receiving.poll(0.1):
-                if self.stop.is_set() or time.monotonic() > deadline:
-                    return late
-            state, error = receiving.recv()
-            process.join(10)  # until Prefect's server has its last words
-        except EOFError:
-            return "CRASHED", "its process ended"
-        finally:
-            process.kill()
-            process.join()
-            receiving.close()
-        if not state:
-            raise TypeError(f"A new process cannot load the flow: {error}")
-        return state, error
+    def watch(self, performance: Performance) -> tuple[str, str]:
+        """The type of the run's state, "" if it takes too long; and its error."""
+        late = "", f"still running after {self.patience} s"
+        if not self.until(performance.result, self.patience):
+            return late
+        performance.ended(10)  # Prefect's server gets its last words
+        return performance.result()
+
+    def until(self, happened: Callable[[], object], seconds: float) -> bool:
+        """Whether something happened within so many seconds."""
+        deadline = time.monotonic() + seconds
+        while not (result := happened()):
+            if self.stop.is_set() or time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        return bool(result)
 
     def judge(
         self, evidence: str, *, attacked: bool, holds: bool, good: list[str]
@@ -212,50 +171,52 @@ class Arena:
 
         attacked: whether the attack is in the log
         holds: whether nothing that was seen speaks against the promise
-        good: the repositories that must have a line
+        good: the names that must have a line
         """
         last = self.runs[-1]
         if not holds:
             return FAILS, evidence if last.state else last.error
         if any(run.wrong for run in self.runs):
-            return FAILS, "printed a count that is not the API's"
+            return FAILS, "printed a number that is not the API's"
         if not last.state:
             return NOT_REACHED, last.error
         if not attacked:
             error = f" ({last.error})" if last.error else ""
-            return NOT_REACHED, f"the run ended before it{error}"
+            return NOT_REACHED, f"the run ended before the attack{error}"
         printed = len(set(last.printed(good)))
         if printed < len(good):
-            return NOT_REACHED, f"{evidence}; {printed} of {len(good)} lines"
+            return NOT_REACHED, f"{evidence}, but printed {printed} of {len(good)}"
         return HOLDS, evidence
 
 
-# --- The rounds -----------------------------------------------------------------------------------
+# --- The rounds, in an order in which they can be solved ------------------------------------------
 
 
 @dataclass
 class Round:
     """An attack on one promise, and the section of a lesson that has the cure.
 
-    limit: the slots of `github-api`, and how many become free a second. A round with a limit of its
-        own takes place alone.
+    limit: the slots of the API's limit, and how many become free a second. A round with a limit of
+        its own takes place alone.
     arena: the arguments of its `Arena`
     """
 
     attack: Callable[[Arena], tuple[str, str]]
     cure: str
-    limit: tuple[int, float] | None
+    limit: tuple[float, float] | None
     arena: dict
 
-    def play(self, flow: bytes, patience: float, stop: Event) -> tuple[str, str, list[Run]]:
-        with Arena(flow, patience, stop, **self.arena) as arena:
+    def play(self, flow, api: Api, patience: float, stop: Event) -> tuple[str, str, list[Run]]:
+        if self.limit:
+            lesson.new_limit(api.limit, *self.limit)
+        with Arena(flow, api, patience, stop, **self.arena) as arena:
             return *self.attack(arena), arena.runs
 
 
 ROUNDS: dict[str, Round] = {}
 
 
-def promise(words: str, cure: str, limit: tuple[int, float] | None = None, **arena):
+def promise(words: str, cure: str, limit: tuple[float, float] | None = None, **arena):
     """Make a round of a function that attacks in an arena and returns verdict and evidence.
 
     Its docstring tells the reader how.
@@ -268,33 +229,56 @@ def promise(words: str, cure: str, limit: tuple[int, float] | None = None, **are
     return add
 
 
-def but(repos: list[str], *others: str) -> list[str]:
-    return [repo for repo in repos if repo not in others]
+def but(names: list[str], *others: str) -> list[str]:
+    return [name for name in names if name not in others]
 
 
-@promise("heals what can heal", "2 · Three retries", count=4)
-def heals(arena: Arena) -> tuple[str, str]:
+@promise("retries what can heal", "2 · Three retries", count=4)
+def retries(arena: Arena) -> tuple[str, str]:
     """Three answer badly once or twice: 503, 502, a lost connection."""
-    ill = arena.repos[:3]
-    arena.fail(ill[0], status=503, times=2)
-    arena.fail(ill[1], status=502, html=True)
-    arena.fail(ill[2], "reset")
+    ill = arena.names[:3]
+    arena.api.fail(ill[0], status=503, times=2)
+    arena.api.fail(ill[1], status=502, html=True)
+    arena.api.fail(ill[2], "reset")
     run = arena.run()
-    attempts = [run.statuses(repo) for repo in ill]
+    asked = [statuses for name in ill if (statuses := run.statuses(name))]
+    healed = sum(statuses[-1] == 200 for statuses in asked)
     return arena.judge(
-        ", ".join(" ".join(str(n or "reset") for n in a) or "never asked" for a in attempts),
-        attacked=all(attempts),
-        holds=all(a[-1] == 200 for a in attempts if a),
-        good=arena.repos,
+        f"{healed} of {len(asked)} answered in the end",
+        attacked=len(asked) == 3,
+        holds=healed == len(asked),
+        good=arena.names,
     )
 
 
-@promise("asks once what cannot", "2 · Retry only what can heal", count=4)
+@promise("one failure costs one result", "3 · One failure, one result lost", count=6)
+def costs_one(arena: Arena) -> tuple[str, str]:
+    """The third of six fails, however often it is asked."""
+    lost = arena.names[2]
+    arena.api.fail(arena.names[0], latency=0.5)
+    arena.api.fail(lost, status=500, times=None)
+    return in_order(arena, but(arena.names, lost), attacked=lambda run: bool(run.statuses(lost)))
+
+
+def in_order(arena: Arena, good: list[str], attacked: Callable[[Run], bool]) -> tuple[str, str]:
+    """Whether all good ones are printed in the order asked, and the run says that it failed."""
+    run = arena.run()
+    printed = run.printed(good)
+    order = "" if printed == [name for name in good if name in printed] else " in another order"
+    return arena.judge(
+        f"printed {len(printed)} of {len(good)} others{order}, the run {run.state.lower()}",
+        attacked=attacked(run),
+        holds=not attacked(run) or (printed == good and run.state == "FAILED"),
+        good=good,
+    )
+
+
+@promise("asks a 404 once", "2 · Retry only what can heal", count=4)
 def asks_once(arena: Arena) -> tuple[str, str]:
-    """Two cannot be had: 404 and 451."""
-    _, missing, _, blocked = arena.repos
-    arena.fail(missing, status=404, times=None)
-    arena.fail(blocked, status=451, times=None)
+    """Two do not exist: 404 and 451."""
+    _, missing, _, blocked = arena.names
+    arena.api.fail(missing, status=404, times=None)
+    arena.api.fail(blocked, status=451, times=None)
     run = arena.run()
     asked = {"404": len(run.statuses(missing)), "451": len(run.statuses(blocked))}
     most = max(asked.values())
@@ -304,72 +288,31 @@ def asks_once(arena: Arena) -> tuple[str, str]:
         f"{' and '.join(filter(asked.get, asked))} asked {often}",
         attacked=all(asked.values()),
         holds=most <= 1,
-        good=but(arena.repos, missing, blocked),
+        good=but(arena.names, missing, blocked),
     )
 
 
-@promise("waits as told", "2 · The finished form", count=3)
-def waits(arena: Arena) -> tuple[str, str]:
-    """One is refused, and `retry-after` says for how long."""
-    told = arena.repos[1]
-    arena.fail(told, "secondary rate limit", headers={"retry-after": 5})
-    log = arena.run().log
-    arrived = log["time"][log["repository"] == told].tolist()
-    # The answer left after the first request arrived: this is never too strict.
-    early = len(arrived) > 1 and arrived[1] - arrived[0] < 5
-    again = f"{'before' if early else 'after'} the 5 s were over"
-    return arena.judge(
-        f"asked again {again}" if len(arrived) > 1 else "not asked again",
-        attacked=len(arrived) > 0,
-        holds=not arrived or (len(arrived) > 1 and not early),
-        good=arena.repos,
-    )
-
-
-@promise("does not hang", "3 · All at once", count=6)
-def does_not_hang(arena: Arena) -> tuple[str, str]:
+@promise("does not wait for the slowest", "3 · All at once", count=6)
+def not_for_the_slowest(arena: Arena) -> tuple[str, str]:
     """One answer takes an hour."""
-    slow = arena.repos[1]
-    others = but(arena.repos, slow)
-    arena.fail(slow, latency=3600)
+    slow = arena.names[1]
+    others = but(arena.names, slow)
+    arena.api.fail(slow, latency=3600)
     run = arena.run()
     ended = run.log["time"] + run.log["duration"]
-    given_up = ended[run.log["repository"] == slow].head(1)
-    meanwhile = set(run.log["repository"][(run.log["status"] == 200) & (ended < given_up.max())])
+    given_up = ended[run.log["name"] == slow].head(1)
+    meanwhile = set(run.log["name"][(run.log["status"] == 200) & (ended < given_up.max())])
     return arena.judge(
-        f"{len(meanwhile)} of {len(others)} others meanwhile",
+        f"{len(meanwhile)} of {len(others)} others answered meanwhile",
         attacked=len(given_up) > 0,
         holds=run.state != "" and (given_up.empty or meanwhile == set(others)),
         good=others,
     )
 
 
-@promise("loses one for one", "3 · One failure, one result lost", count=6)
-def loses_one(arena: Arena) -> tuple[str, str]:
-    """One of six fails, however often it is asked."""
-    lost = arena.repos[2]
-    others = but(arena.repos, lost)
-    arena.fail(arena.repos[0], latency=0.5)
-    arena.fail(lost, status=500, times=None)
-    return in_order(arena, others, attacked=lambda run: bool(run.statuses(lost)))
-
-
-def in_order(arena: Arena, good: list[str], attacked: Callable[[Run], bool]) -> tuple[str, str]:
-    """Whether all good ones are printed in the order asked, and the run says that it failed."""
-    run = arena.run()
-    printed = run.printed(good)
-    order = "" if printed == sorted(printed) else ", out of order"
-    return arena.judge(
-        f"{len(printed)} of {len(good)} others{order}; the run {run.state.lower()}",
-        attacked=attacked(run),
-        holds=not attacked(run) or (printed == good and run.state == "FAILED"),
-        good=good,
-    )
-
-
-@promise("is not too many at once", "3 · Not too many at once", limit=WIDE, count=24, latency=3)
+@promise("never more than 16 at once", "3 · Not too many at once", limit=WIDE, count=24, latency=3)
 def not_too_many(arena: Arena) -> tuple[str, str]:
-    """24 repositories, and an API that takes 16 requests at once."""
+    """24 names, and an API that takes 16 requests at once."""
 
     def quick(_):
         arena.api.latency = 0.05
@@ -381,55 +324,25 @@ def not_too_many(arena: Arena) -> tuple[str, str]:
         f"{'never' if holds else 'was'} more than {AT_ONCE} at once",
         attacked=len(run.log) > AT_ONCE,
         holds=holds,
-        good=arena.repos,
+        good=arena.names,
     )
 
 
-@promise("is not poisoned", "5 · A trap worth knowing", count=3)
-def not_poisoned(arena: Arena) -> tuple[str, str]:
-    """Two useless answers with status 200, and a second run."""
-    useless, truncated, _ = arena.repos
-    arena.fail(useless, body={"message": "try later"})
-    arena.fail(truncated, body='{"stargazers_count": 1')
-    attacked = bool(arena.run().statuses(useless))
-    healthy = len(arena.run().printed(arena.repos))
+@promise("waits as told", "2 · The finished form", count=3)
+def waits(arena: Arena) -> tuple[str, str]:
+    """One is refused, with `retry-after: 5`."""
+    told = arena.names[1]
+    arena.refuse(told, 5)
+    log = arena.run().log
+    arrived = log["time"][log["name"] == told].tolist()
+    # The answer left after the first request arrived: this is never too strict.
+    early = len(arrived) > 1 and arrived[1] - arrived[0] < 5
+    again = f"{'before' if early else 'after'} the 5 s were over"
     return arena.judge(
-        f"{healthy} of {len(arena.repos)} lines the next time",
-        attacked=attacked,
-        holds=not attacked or healthy == len(arena.repos),
-        good=arena.repos,
-    )
-
-
-@promise("pays once", "5 · Asking once", count=4)
-def pays_once(arena: Arena) -> tuple[str, str]:
-    """A second run, after one in which one of four failed."""
-    failed = arena.repos[1]
-    arena.fail(failed, status=404, latency=0.5, times=None)  # the others answer sooner
-    first, second = arena.run(), arena.run()
-    paid = set(first.log["repository"][first.log["status"] == 200])
-    again = set(second.log["repository"])
-    attacked = bool(paid and first.statuses(failed))
-    evidence = f"asked again for {len(again & paid)} of {len(paid)} it had"
-    return arena.judge(
-        evidence if again & paid or failed in again else "never again asked for what failed",
-        attacked=attacked,
-        holds=not again & paid and (failed in again or not attacked),
-        good=arena.repos,
-    )
-
-
-@promise("keeps two APIs apart", "5 · What is in the key", count=2)
-def keeps_apart(arena: Arena) -> tuple[str, str]:
-    """A second run, with another API, whose counts are others."""
-    first, old = arena.run(), arena.counts
-    with arena.api, arena:  # another API, with other counts; the first one keeps its address
-        mixed_up = set(arena.run().lines) & set(old.items())
-    return arena.judge(
-        "the first API's counts" if mixed_up else "each API's own counts",
-        attacked=len(first.lines) > 0,
-        holds=not mixed_up,
-        good=arena.repos,
+        f"asked again {again}" if len(arrived) > 1 else "never asked again",
+        attacked=len(arrived) > 0,
+        holds=not arrived or (len(arrived) > 1 and not early),
+        good=arena.names,
     )
 
 
@@ -442,130 +355,320 @@ def keeps_apart(arena: Arena) -> tuple[str, str]:
     **{"count": 17, "latency": 0, "rate_limit": 15, "rate_window": 3},
 )
 def never_refused(arena: Arena) -> tuple[str, str]:
-    """An API that answers 15 requests in 3 seconds, a limit that fits."""
+    """An API that answers 15 requests in 3 seconds, and a limit that fits."""
     log = arena.run().log
-    refused = (log["status"] == 403) & (log["remaining"] == 0) & ~log["fault"]
+    refused = (log["status"] == arena.of.refusal) & (log["remaining"] == 0) & ~log["fault"]
     return arena.judge(
-        "a 403 with nothing remaining" if refused.any() else "no request refused",
+        "refused after 15 requests in 3 s" if refused.any() else "no request refused",
         attacked=len(log) > arena.api.rate_limit,
         holds=not refused.any(),
-        good=arena.repos,
+        good=arena.names,
     )
 
 
-@promise("asks nobody without a limit", "4 · Limits that hold nothing back", limit=WIDE, count=6)
+@promise("sends nothing without a limit", "4 · Limits that hold nothing back", limit=WIDE, count=6)
 def not_without_limit(arena: Arena) -> tuple[str, str]:
-    """A second run, with no limit any more on Prefect's server."""
-    before = arena.run(arena.repos[:3])
-    lesson.delete_limit(LIMIT)
-    after = arena.run(arena.repos[3:])
-    made = limit_is_there()
-    without = f"{len(after.log)} requests, no limit" if len(after.log) else "no limit, no request"
+    """A second run, after somebody has deleted the limit on Prefect's server."""
+    before = arena.run(arena.names[:3])
+    lesson.delete_limit(arena.of.limit)
+    after = arena.run(arena.names[3:])
+    made = limit_is_there(arena.of.limit)
+    sent = f"sent {len(after.log)} requests" if len(after.log) else "sent nothing"
     return arena.judge(
-        "made the limit first" if made else without,
-        attacked=before.printed(arena.repos) == arena.repos[:3],
+        "made the limit first" if made else sent,
+        attacked=before.printed(arena.names) == arena.names[:3],
         holds=made or after.log.empty,
         good=[],
     )
 
 
-@promise(STORM, "6 · The finished pipeline", count=16)
-def storm(arena: Arena) -> tuple[str, str]:
-    """Ten faults in one run of sixteen repositories."""
-    for repo, fault in zip(
-        arena.repos,
-        (
-            {"latency": 0.5},
-            {"status": 503, "times": 2},
-            {"status": 404, "times": None},
-            {"status": 502, "html": True},
-            {"latency": 3600},
-            {"kind": "reset"},
-            {"kind": "secondary rate limit", "headers": {"retry-after": 2}},
-            {"kind": "truncated"},
-            {"body": {"message": "try later"}},
-            {"status": 451, "times": None},
-        ),
-        strict=False,
-    ):
-        arena.fail(repo, **fault)
-    good = but(arena.repos, *(arena.repos[n] for n in (2, 8, 9)))
-    return in_order(arena, good, attacked=lambda run: bool(run.statuses(arena.repos[1])))
-
-
-def limit_is_there() -> bool:
+def limit_is_there(name: str) -> bool:
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
     with get_client(sync_client=True) as client, suppress(ObjectNotFound):
-        return bool(client.read_global_concurrency_limit_by_name(LIMIT))
+        return bool(client.read_global_concurrency_limit_by_name(name))
     return False
+
+
+# Slots for four at once, and then one each half second: so there are always some left to hold back.
+@promise("one refusal holds back everybody", "6 · The finished pipeline", limit=(4, 2), count=12)
+def holds_back(arena: Arena) -> tuple[str, str]:
+    """The first of twelve requests is refused, with `retry-after: 3`."""
+    arena.refuse("*", 3)
+    log = arena.run().log
+    left = (log["time"] + log["duration"])[log["fault"]].min()
+    # A second for those that were under way, also on a slow machine.
+    early = (log["time"] > left + 1) & (log["time"] < left + 3)
+    later = log["time"] >= left + 3
+    return arena.judge(
+        "others asked in the 3 s" if early.any() else "nobody asked in the 3 s",
+        attacked=log["name"][later].nunique() > 1,
+        holds=not early.any(),
+        good=arena.names,
+    )
+
+
+@promise("pays once", "5 · Asking once", count=4)
+def pays_once(arena: Arena) -> tuple[str, str]:
+    """A second run, after one in which one of four failed."""
+    failed = arena.names[1]
+    arena.api.fail(failed, status=404, latency=0.5, times=None)  # the others answer sooner
+    first, second = arena.run(), arena.run()
+    paid, again = first.answered(), set(second.log["name"])
+    attacked = bool(paid and first.statuses(failed))
+    evidence = f"asked again for {len(again & paid)} of {len(paid)} it had"
+    return arena.judge(
+        evidence if again & paid or failed in again else "never asked again for what failed",
+        attacked=attacked,
+        holds=not again & paid and (failed in again or not attacked),
+        good=arena.names,
+    )
+
+
+@promise("keeps two APIs apart", "5 · What is in the key", count=2)
+def keeps_apart(arena: Arena) -> tuple[str, str]:
+    """A second run, with another API that has other numbers for the same names."""
+    first = arena.run()
+    arena.open()
+    mixed_up = set(arena.run().lines) & set(first.lines)
+    return arena.judge(
+        "printed the first API's numbers" if mixed_up else "printed each API's own numbers",
+        attacked=len(first.lines) > 0,
+        holds=not mixed_up,
+        good=arena.names,
+    )
+
+
+@promise("never caches a bad answer", "5 · A trap worth knowing", count=3)
+def no_bad_answer(arena: Arena) -> tuple[str, str]:
+    """Two useless answers with status 200, and a second run."""
+    useless, broken_off, _ = arena.names
+    arena.api.fail(useless, body={"message": "try later"})
+    arena.api.fail(broken_off, body='{"items": [')
+    attacked = bool(arena.run().statuses(useless))
+    healthy = len(arena.run().printed(arena.names))
+    return arena.judge(
+        f"the next run printed {healthy} of {len(arena.names)}",
+        attacked=attacked,
+        holds=not attacked or healthy == len(arena.names),
+        good=arena.names,
+    )
+
+
+@promise("can be stopped while it waits", "6 · The finished pipeline", limit=(3, 1 / 120), count=8)
+def can_be_stopped(arena: Arena) -> tuple[str, str]:
+    """The limit frees a slot every two minutes; a run that waits for one is stopped, as by ■."""
+    sent = []
+
+    def interrupt(performance: Performance) -> tuple[str, str]:
+        if not arena.until(lambda: performance.result() or is_quiet(arena), arena.patience):
+            return "", f"still running after {arena.patience} s"
+        if performance.result():
+            return performance.result()
+        performance.interrupt()
+        sent.append(len(arena.log()))
+        ended = arena.until(performance.result, 5)
+        lesson.new_limit(arena.of.limit, *WIDE)  # whoever still waits would send now
+        time.sleep(1)
+        sent.append(len(arena.log()))
+        return performance.result() if ended else ("", "still running 5 s after it was stopped")
+
+    had = arena.run(watch=interrupt).answered()
+    again = len(had & set(arena.run().log["name"]))
+    more = f"sent {sent[1] - sent[0]} more" if sent and sent[1] > sent[0] else "sent nothing more"
+    attacked = bool(sent) and len(had) < len(arena.names)
+    stopped = arena.runs[0].state != "" and more == "sent nothing more"
+    return arena.judge(
+        f"ended in 5 s, {more}, asked again for {again} of {len(had)} it had",
+        attacked=attacked,
+        holds=not attacked or (stopped and not again),
+        good=arena.names,
+    )
+
+
+def is_quiet(arena: Arena) -> bool:
+    """Whether there were requests, and then none for two seconds."""
+    count = len(arena.log())
+    return count > 0 and not arena.until(lambda: len(arena.log()) > count, 2)
+
+
+@promise(STORM, "6 · The finished pipeline", count=16)
+def storm(arena: Arena) -> tuple[str, str]:
+    """Ten faults in one run of sixteen names."""
+    names = iter(arena.names)
+    arena.api.fail(next(names), latency=0.5)
+    arena.api.fail(next(names), status=503, times=2)
+    arena.api.fail(missing := next(names), status=404, times=None)
+    arena.api.fail(next(names), status=502, html=True)
+    arena.api.fail(next(names), latency=3600)
+    arena.api.fail(next(names), "reset")
+    arena.refuse(next(names), 2)
+    arena.api.fail(next(names), "truncated")
+    arena.api.fail(useless := next(names), body={"message": "try later"})
+    arena.api.fail(blocked := next(names), status=451, times=None)
+    good = but(arena.names, missing, useless, blocked)
+    return in_order(arena, good, attacked=lambda run: bool(run.statuses(arena.names[1])))
 
 
 # --- The board ------------------------------------------------------------------------------------
 
 
-def run(flow, *promises: str, patience: float = PATIENCE) -> pd.DataFrame:
+class Board(pd.DataFrame):
+    """A row for each promise: verdict, evidence and, unless it holds, the cure."""
+
+    def shown(self) -> Coloured:
+        """As a table in colour, and as text."""
+        held = (self["verdict"] == HOLDS).sum()
+        title = f"{self.attrs['flow']}: {held} of {len(self)}"
+        rows = [(row.verdict or "…", row.Index, *row[2:]) for row in self.itertuples()]
+        widths = [max(len(row[n]) for row in rows) for n in (1, 2)]
+        lines = [title]
+        for verdict, words, evidence, cure in rows:
+            mark = MARKS[verdict][0] if verdict in MARKS else " "
+            text = f"{mark} {verdict:<13}  {words:<{widths[0]}}  {evidence:<{widths[1]}}  {cure}"
+            lines.append(text.rstrip())
+        return Coloured(title, rows, "\n".join(lines), ("verdict", "promise", *COLUMNS[1:]))
+
+    def __repr__(self) -> str:
+        return repr(self.shown())
+
+    def _repr_html_(self) -> str:
+        return self.shown()._repr_html_()
+
+
+def run(flow, *promises: str, api: Api = GITHUB, patience: float = PATIENCE) -> Board:
     """Send a flow through the rounds of these promises, or through all of them but the storm.
 
+    api: what the flow asks
     patience: seconds that a run may take before it is ended
 
     Returns a row for each promise: verdict, evidence and, unless it holds, the section of a lesson
     that has the cure. Raises `TypeError` for what is no flow or cannot run in another process, and
     `ValueError` for a promise that there is not.
     """
-    import pandas as pd
-
-    if unknown := set(promises) - set(ROUNDS):
+    if not isinstance(api, Api):
+        raise TypeError(f"api must be an Api (practice_api.py has it), not {api!r:.80}")
+    if unknown := [words for words in promises if words not in ROUNDS]:
         raise ValueError(f"No such promise: {', '.join(unknown)}. There are: {', '.join(ROUNDS)}.")
-    arguments = pickled(flow), patience, (stop := Event())
-    rounds = {words: ROUNDS[words] for words in ROUNDS if words in (promises or but(ROUNDS, STORM))}
-    together = [words for words in rounds if not rounds[words].limit]
-    played = {}
-    try:
-        lesson.new_limit(LIMIT, *WIDE)
-        with ThreadPoolExecutor(max_workers=len(ROUNDS)) as pool:
-            try:
-                results = pool.map(lambda words: rounds[words].play(*arguments), together)
-                played |= zip(together, results, strict=True)
-            except BaseException:  # of a round, or of the reader who interrupts the cell
-                stop.set()
-                raise
-        runs = [run for *_, runs in played.values() for run in runs]
-        hangs = bool(runs) and not any(run.state for run in runs)
-        for words in but(rounds, *together):
-            lesson.new_limit(LIMIT, *rounds[words].limit)
-            nothing = NOT_REACHED, "not tried: no run came to its end", []
-            played[words] = nothing if hangs else rounds[words].play(*arguments)
-    finally:
-        lesson.new_limit(LIMIT, *WIDE)
-    cures = [rounds[words].cure * (played[words][0] != HOLDS) for words in rounds]
-    columns = {n: [played[words][i] for words in rounds] for i, n in enumerate(COLUMNS)}
-    board = pd.DataFrame(columns | {"cure": cures}, index=list(rounds))
-    board.attrs["statuses"] = {  # of all requests, for the chart
-        words: [status for run in played[words][2] for status in run.log["status"].tolist()]
-        for words in rounds
-    }
+    contestant = portable(flow)
+    if "PREFECT_API_URL" not in os.environ:  # a script, which has no set-up cell
+        with redirect_stdout(sys.stderr):
+            lesson.start()
+    chosen = [words for words in ROUNDS if words in (promises or but(ROUNDS, STORM))]
+    board = Board("", index=chosen, columns=list(COLUMNS))
+    board.attrs["flow"] = flow.fn.__name__
+    with Live(board) as live:
+        for words, (verdict, evidence) in played(chosen, contestant, api, patience):
+            board.loc[words] = verdict, evidence, ROUNDS[words].cure * (verdict != HOLDS)
+            live.update()
     return board
 
 
-def chart(boards: dict[str, pd.DataFrame]) -> None:
-    """Draw how many requests each flow sent in each round, a panel for each board."""
+def played(chosen: list[str], *arguments):
+    """Play rounds; yield (promise, (verdict, evidence)) as soon as each is over."""
+    contestant, api, patience = arguments
+    stop, ended = Event(), []
+    together = [words for words in chosen if not ROUNDS[words].limit]
+
+    def play(words: str) -> tuple[str, str]:
+        *result, runs = ROUNDS[words].play(contestant, api, patience, stop)
+        ended.extend(run.state != "" for run in runs)
+        return tuple(result)
+
+    try:
+        lesson.new_limit(api.limit, *WIDE)
+        with ThreadPoolExecutor(max_workers=TOGETHER) as pool:
+            try:
+                futures = {pool.submit(play, words): words for words in together}
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            except BaseException:  # of a round, or of the reader who interrupts the cell
+                stop.set()
+                raise
+        hangs = bool(ended) and not any(ended)
+        for words in but(chosen, *together):
+            yield words, (NOT_REACHED, "no run came to its end") if hangs else play(words)
+    finally:
+        lesson.new_limit(api.limit, *WIDE)
+
+
+class Live:
+    """In a notebook, a board that fills up round by round.
+
+    At the end it is gone: the board itself is the result of the cell.
+    """
+
+    def __init__(self, board: Board):
+        self.board, self.handle = board, None
+
+    def __enter__(self) -> Live:
+        from IPython import display, get_ipython
+
+        if hasattr(get_ipython(), "kernel"):
+            self.handle = display.display({"text/html": ""}, raw=True, display_id=True)
+        self.update()
+        return self
+
+    def update(self) -> None:
+        if self.handle:
+            self.handle.update({"text/html": self.board._repr_html_()}, raw=True)
+
+    def __exit__(self, error, *_) -> None:
+        if self.handle and not error:
+            self.handle.update({"text/html": ""}, raw=True)
+
+
+def picture(boards: dict[str, Board], path: str | os.PathLike | None = None) -> None:
+    """Draw boards side by side, a row for each promise; save the picture if there is a path."""
     from matplotlib import pyplot as plt
 
     import charts
 
-    figure, panels = plt.subplots(1, len(boards), sharey=True, sharex=True, figsize=(8, 4))
-    for axes, (name, board) in zip(panels, boards.items(), strict=True):
-        statuses = board.attrs["statuses"].values()
-        good = [numbers.count(200) for numbers in statuses]
-        others = [len(numbers) - count for numbers, count in zip(statuses, good, strict=True)]
-        axes.barh(board.index, good, color=charts.BLUE, label="status 200")
-        axes.barh(board.index, others, left=good, color=charts.ORANGE, label="other")
-        axes.set_title(f"{name}\n{sum(good) + sum(others)} requests", loc="left", fontsize="small")
-    axes.invert_yaxis()  # of all panels
-    figure.supxlabel("requests", fontsize="medium")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=2)
-    title = "What each flow asked of the API"
-    figure.suptitle(title, x=0.01, ha="left")
-    charts.show(figure, f"{title}: bars of the requests in each round, with status 200 and others.")
+    promises = list(dict.fromkeys(words for board in boards.values() for words in board.index))
+    figure, axes = plt.subplots(figsize=(3.4 + 1.2 * len(boards), 0.8 + 0.3 * len(promises)))
+    held = []
+    for x, (name, board) in enumerate(boards.items()):
+        for y, words in enumerate(promises):
+            if words in board.index:
+                mark, colour = MARKS[board["verdict"][words]]
+                axes.add_patch(plt.Rectangle((x + 0.04, y + 0.08), 0.92, 0.84, color=colour))
+                axes.text(x + 0.5, y + 0.5, mark, color="white", ha="center", va="center")
+        held.append(f"{name}\n{(board['verdict'] == HOLDS).sum()} of {len(board)}")
+    axes.set(xlim=(0, len(boards)), ylim=(len(promises), 0))
+    axes.set_xticks([x + 0.5 for x in range(len(boards))], held)
+    axes.set_yticks([y + 0.5 for y in range(len(promises))], promises)
+    axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+    if path is not None:
+        figure.savefig(path)
+    charts.show(figure, "Which promises hold: " + ", ".join(held).replace("\n", " "))
+
+
+# --- The command ----------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description="Attack a flow, and print which promises it keeps.",
+        epilog=f"promises: {', '.join(ROUNDS)}",
+    )
+    parser.add_argument("flow", metavar="FILE.py:FLOW", help="a flow in a file of yours")
+    parser.add_argument("promises", nargs="*", metavar="PROMISE", help="all but the last, if none")
+    parser.add_argument("--api", metavar="FILE.py:API", help="an Api in a file; else GitHub's")
+    args = parser.parse_args(argv)
+    try:
+        api = practice_api.load_api(args.api) if args.api else GITHUB
+        board = run(practice_api.load(args.flow), *args.promises, api=api)
+    except (TypeError, ValueError, lesson.SetupError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(board)
+    return int((board["verdict"] != HOLDS).any())
+
+
+if __name__ == "__main__":
+    from gauntlet import main  # the module that a file of yours may import
+
+    sys.exit(main())

@@ -315,7 +315,8 @@ class PracticeAPI:
     ) -> None:
         """Make the next `times` answers for a name go wrong; None means until reset().
 
-        name: in any case, or a path as the log shows it
+        name: in any case, or a path as the log shows it; "*" is the next request, whatever it asks
+            for, if nothing is to go wrong for its own name
 
         A name's faults are used up in the order given, so what follows one with times=None never
         comes. They can be combined, as in `fail(name, status=503, latency=2)`. Raises ValueError
@@ -439,7 +440,7 @@ class PracticeAPI:
 
     def _next_fault(self, name: str) -> Fault:
         """Take a fault from the name's queue; one without effect if there is none."""
-        queue = self._faults.get(name.lower())
+        queue = self._faults.get(name.lower()) or self._faults.get("*")
         if not queue:
             return Fault()
         fault = queue[0]
