@@ -16,7 +16,7 @@ def requests(requests, title: str, repos: list[str] | None = None, floor=None) -
     logs = requests if isinstance(requests, dict) else {"": requests}
     floors = floor if isinstance(floor, dict) else dict.fromkeys(logs, floor)
     rows = [repos or log["repository"].drop_duplicates().tolist() for log in logs.values()]
-    row = 0.3 if len(logs) < 3 else 0.22  # inches, so that all is seen at once
+    row = 0.3 if sum(map(len, rows)) <= 16 else 0.22  # inches, so that all is seen at once
     heights = [0.6 + (row * len(names) if len(names) <= 12 else 3) for names in rows]
     longest = max((log["time"] + log["duration"]).max() for log in logs.values())
     figure, all_axes = plt.subplots(
@@ -67,13 +67,22 @@ def allowance(
     That is `limit` at once, and `slot_decay_per_second` more a second. Refused requests (403, 429)
     are marked.
 
+    requests: a `FakeGitHub.requests`, or two of them by name, the one to compare with first
     api: what the API answers, as (requests, seconds), to draw its first window
     """
-    log = requests.sort_values("time", ignore_index=True)
-    count = log.index + 1
-    last = log["time"].max()
+    logs = requests if isinstance(requests, dict) else {"requests": requests}
+    last = max([log["time"].max() for log in logs.values()] + [api[1] if api else 0])
     figure, axes = plt.subplots(figsize=(8, 3.5))
-    axes.step(log["time"], count, where="post", color=BLUE, label="requests")
+    refusals = 0
+    for (name, log), color in zip(logs.items(), (GREY, BLUE)[-len(logs) :], strict=True):
+        log = log.sort_values("time", ignore_index=True)
+        count = log.index + 1
+        axes.step(log["time"], count, where="post", color=color, label=name)
+        refused = log["status"].isin([403, 429])
+        if refused.any():
+            refusals += refused.sum()
+            times, order = log["time"][refused], count[refused]
+            axes.plot(times, order, "x", color=ORANGE, ms=9, mew=2, label="refused by the API")
     axes.plot(
         [0, last],
         [limit, limit + slot_decay_per_second * last],
@@ -85,16 +94,31 @@ def allowance(
         answers, window = api
         label = f"the API: {answers} in {window} seconds"
         axes.hlines(answers, 0, window, color=GREY, linewidth=4, zorder=1, label=label)
-    refused = log["status"].isin([403, 429])
-    if refused.any():
-        times, order = log["time"][refused], count[refused]
-        axes.plot(times, order, "x", color=ORANGE, ms=9, mew=2, label="refused by the API")
     axes.set(xlabel="time (s)", ylabel="requests so far", ylim=(0, None), xlim=(0, None))
     axes.yaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside lower left", ncols=4, fontsize="small")
     figure.suptitle(title, x=0.01, ha="left")
-    text = f"{len(log)} requests over time, and the line that the limit does not let them cross"
-    show(figure, f"{title}. {text}; {refused.sum()} were refused.")
+    counts = [f"{len(log)} requests ({name})" for name, log in logs.items()]
+    counts = counts if len(logs) > 1 else [f"{len(log)} requests"]
+    text = f"{' and '.join(counts)} over time, and the line that the limit does not let them cross"
+    show(figure, f"{title}. {text}; {refusals} were refused.")
+
+
+def slots(seen: list[tuple[float, int]], title: str) -> None:
+    """Draw how many slots of a limit were free, as `lesson.watch_slots` saw them."""
+    times, free = map(list, zip(*seen, strict=True))
+    first = next((t for t, n in seen if n < max(free)), 0)  # when a slot was first taken
+    times = [t - first for t in times]
+    figure, axes = plt.subplots(figsize=(8, 2.8))
+    axes.fill_between(times, max(free), step="post", color="#e6e6e6", label="taken")
+    axes.fill_between(times, free, step="post", color=BLUE, label="free")
+    axes.hlines(range(1, max(free)), -1, times[-1], color="white", linewidth=2)  # one on another
+    axes.set(xlabel="time (s)", ylabel="slots", ylim=(0, max(free)), xlim=(-0.5, times[-1]))
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside lower left", ncols=2, fontsize="small")
+    figure.suptitle(title, x=0.01, ha="left")
+    text = f"Of {max(free)} slots, {min(free)} free at the fewest and {free[-1]} at the end"
+    show(figure, f"{title}. {text}, over {times[-1]:.0f} seconds.")
 
 
 def show(figure, alt: str) -> None:

@@ -27,6 +27,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from contextlib import closing, contextmanager, suppress
 from copy import copy
 from pathlib import Path
+from threading import Event, Thread
 
 import httpx
 import psutil
@@ -346,6 +347,64 @@ def delete_limit(name: str) -> None:
 
     with get_client(sync_client=True) as client, suppress(ObjectNotFound):
         client.delete_global_concurrency_limit_by_name(name)
+
+
+def switch_off_limit(name: str) -> None:
+    """Make a global concurrency limit inactive, as `prefect gcl disable NAME` does."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+
+    with get_client(sync_client=True) as client:
+        client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(active=False))
+
+
+@contextmanager
+def watch_slots(name: str):
+    """Look at a limit ten times a second, until all its slots are free again after the block.
+
+    Yields a list that fills up with (seconds, free slots); `charts.slots` draws it. Gives up half a
+    minute after the block.
+    """
+    from prefect.client.orchestration import get_client
+
+    seen, enough, start = [], Event(), time.monotonic()
+
+    def look():
+        with get_client(sync_client=True) as client:
+            while not enough.wait(0.1):
+                limit = client.read_global_concurrency_limit_by_name(name)
+                seen.append((time.monotonic() - start, limit.limit - limit.active_slots))
+
+    watcher = Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield seen
+        deadline = time.monotonic() + 30
+        while seen and seen[-1][1] < seen[0][1] and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(0.5)  # so that the full jar can be seen
+    finally:
+        enough.set()
+        watcher.join()
+
+
+@contextmanager
+def another_process(github_repos: list[str]):
+    """Run `python pipeline.py` with these repositories in another process, beside the block.
+
+    The block begins with that process's first request, and ends after the process. Yields a list
+    that has by then the lines that it printed.
+    """
+    lines, command = [], [sys.executable, "-m", "pipeline", *github_repos]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, **output) as process:
+        try:
+            while _github.requests.empty and process.poll() is None:
+                time.sleep(0.05)
+            yield lines
+            lines += process.communicate()[0].splitlines()
+        finally:
+            process.terminate()  # if the block was interrupted; else it has ended
 
 
 def clear_cache() -> None:
