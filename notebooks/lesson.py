@@ -412,6 +412,11 @@ def clear_cache() -> None:
     shutil.rmtree(HOME / "storage", ignore_errors=True)
 
 
+def saved_files() -> list[Path]:
+    """The files in which Prefect keeps results, one each."""
+    return list((HOME / "storage").glob("*"))
+
+
 def show_code(*things, only: str = "") -> None:
     """Print the source of tasks, flows or functions, without their docstrings.
 
