@@ -12,17 +12,18 @@ exit code: 0 all fetched, 1 some failed, 2 bad arguments, 3 no Prefect server, 1
 # The story comes first: two plain tasks, the same two made resilient, and the flow.
 # Below it are three rooms, each for itself: GitHub's answers, waiting, the script.
 
-import asyncio
+import signal
+
+if __name__ == "__main__":  # Ctrl-C in the seconds of the imports: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import copyreg
 import io
 import logging
 import os
 import re
-import signal
-import sqlite3
 import sys
 import time
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from contextlib import closing, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -137,7 +138,7 @@ named_get_stars = get_stars.with_options(task_run_name="get_stars {repo_stats[fu
 
 
 # Mapping: one task run per repository, as many at a time as there are workers.
-@flow(task_runner=ThreadPoolTaskRunner(MAX_WORKERS), persist_result=False, log_prints=False)
+@flow(task_runner=ThreadPoolTaskRunner(MAX_WORKERS), persist_result=False, result_serializer="json")
 def show_stars(github_repos: list[str]) -> dict[str, int]:
     """Print `{repo}: {count} stars` for each repository, in the order asked.
 
@@ -326,7 +327,7 @@ class Gate:
 
     def closed(self) -> float:
         """The seconds that are left of GitHub's time."""
-        return self.not_before - time.monotonic()
+        return max(0.0, self.not_before - time.monotonic())
 
     def pause(self, seconds: float, why: str = "") -> None:
         """Sleep, and log why, once a minute. Raises `NotSentError` if it is no use to wait."""
@@ -382,6 +383,9 @@ DEFAULTS = {
 
 def make_database() -> None:
     """Make a temporary server's database, or bring it up to date: what is wrong shows here."""
+    import asyncio
+    import sqlite3
+
     from prefect.server.database import provide_database_interface
 
     lock = settings.PREFECT_HOME.value() / "lock.db"
@@ -395,30 +399,38 @@ def one_line(record: logging.LogRecord) -> bool:
     if not record.exc_info:
         return True
     message = record.getMessage()
-    record.msg, record.args, record.exc_info = f"{message}: {record.exc_info[1]!r}", (), None
+    record.msg, record.args = f"{message}: {record.exc_info[1]!r}", ()
+    record.exc_info = record.exc_text = None
     return not message.startswith(("Encountered exception", "Task run failed"))
+
+
+def repositories(argv: list[str] | None) -> list[str]:
+    """The repositories of the command line. Ends with exit code 2 for what cannot be asked."""
+    from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("repos", nargs="*", metavar="OWNER/NAME", default=REPOS)
+    repos = parser.parse_args(argv).repos
+    try:
+        check_names(repos)
+        client()
+    except ValueError as error:
+        parser.error(str(error))
+    except (ImportError, OSError) as error:  # of what httpx reads in the environment
+        read = filter(re.compile("(all|https?)_proxy|ssl_cert_.*", re.I).fullmatch, os.environ)
+        parser.error(f"{', '.join(read)}: {error}")
+    return repos
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run `show_stars` from the command line. Returns the exit code."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("repos", nargs="*", metavar="OWNER/NAME", default=REPOS)
-    repos = parser.parse_args(argv).repos
     if proxies := getproxies_environment():  # none is asked for what is on this machine
         os.environ["no_proxy"] = f"{proxies.get('no', '')},127.0.0.1,localhost"
+    repos, server = repositories(argv), settings.PREFECT_API_URL.value()
+    code, last, page = 0, "", io.StringIO()
+    prints = {settings.PREFECT_LOGGING_LOG_PRINTS: False}  # they would be log lines only
     try:
-        check_names(repos)
-        client()
-    except (ValueError, ImportError, OSError) as error:
-        read = ", ".join(
-            n for n in os.environ if re.search("(?<!no)_proxy$|^ssl_cert|^GITHUB_A", n, re.I)
-        )
-        parser.error(f"{error} (set: {read})" if read else str(error))
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(one_line)
-    server, code, last, page = settings.PREFECT_API_URL.value(), 0, "", io.StringIO()
-    try:
-        with settings.temporary_settings(set_defaults=DEFAULTS), redirect_stdout(page):
+        with settings.temporary_settings(prints, DEFAULTS), redirect_stdout(page):
             if not server:
                 print("Starting a temporary Prefect server, which takes a moment", file=sys.stderr)
                 make_database()
@@ -442,13 +454,16 @@ def end(code: int) -> None:
 
 
 def interrupt(number: int, _) -> None:
-    """What Ctrl-C and SIGTERM do."""
+    """What Ctrl-C, SIGTERM and SIGHUP do."""
     with suppress(OSError):  # nobody may be there to read it
         os.write(2, b"Interrupted. What was fetched is cached.\n")
     end(128 + number)
 
 
 if __name__ == "__main__":
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(one_line)
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(getattr(signal, "SIGHUP", signal.SIGTERM), interrupt)  # a closed terminal
     end(main())

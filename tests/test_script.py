@@ -302,6 +302,66 @@ def test_no_prefect_server_is_an_error_that_says_so(practice_api, script, enviro
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "SSL_CERT_FILE"])
+def test_what_httpx_cannot_use_of_the_environment_is_named(practice_api, script, variable):
+    value = "socks5://127.0.0.1:1" if variable == "ALL_PROXY" else "/no/such/file"
+    code, printed, said = script(PYDANTIC, **{variable: value})
+    assert (code, printed) == (2, "")
+    assert re.search(rf"error: .*{variable}.*: .", said)
+    assert "Traceback" not in said
+
+
+def test_no_proxy_is_asked_for_what_is_on_this_machine(github, script):
+    proxy = {"http_proxy": "http://127.0.0.1:9", "NO_PROXY": "example.org"}
+    assert script(PYDANTIC, **proxy)[:2] == (0, lines({PYDANTIC: STARS[PYDANTIC]}))
+
+
+def test_what_cannot_be_kept_is_said(github, script):
+    code, printed, said = script(PYDANTIC, PREFECT_LOCAL_STORAGE_PATH="/dev/null/nothing")
+    assert (code, printed) == (0, lines({PYDANTIC: STARS[PYDANTIC]}))
+    assert (
+        len(re.findall(r"error was encountered while committing .*NotADirectoryError", said)) == 1
+    )
+    assert "Traceback" not in said
+
+
+def test_stdout_that_nobody_reads_is_no_error(github):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, ROOT / "pipeline.py", PYDANTIC],
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        cwd=lesson.HOME,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=180,
+    )
+    os.close(writing)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT for another process")
+def test_interrupted_while_it_imports(practice_api):
+    run = subprocess.Popen([sys.executable, ROOT / "pipeline.py"], stderr=subprocess.PIPE)
+    process = psutil.Process(run.pid)
+    until(lambda: any("pydantic" in file.path for file in process.memory_maps()))
+    run.send_signal(signal.SIGINT)
+    assert run.communicate(timeout=60) == (None, b"")
+    assert run.returncode == -signal.SIGINT
+
+
+def test_a_temporary_server_that_cannot_start_is_an_error_at_once(practice_api, tmp_path):
+    home = tmp_path / "home"
+    home.write_text("a file, and no folder")
+    environment = {"PREFECT_HOME": str(home), "PREFECT_API_URL": ""}
+    code, printed, said = in_new_process(PYDANTIC, **environment)
+    assert (code, printed) == (3, "")
+    assert re.search(r"\nThe Prefect server \(temporary\) failed: .*unable to open database", said)
+    assert "Traceback" not in said
+
+
 def test_bad_names_and_addresses_are_refused(monkeypatch, capsys):
     def message(*arguments):
         with pytest.raises(SystemExit) as end:
