@@ -328,7 +328,7 @@ def not_too_many(arena: Arena) -> tuple[str, str]:
     )
 
 
-@promise("waits as told", "2 · The finished form", count=3)
+@promise("waits as told", "2 · When the server says how long to wait", count=3)
 def waits(arena: Arena) -> tuple[str, str]:
     """One is refused, with `retry-after: 5`."""
     told = arena.names[1]
@@ -366,7 +366,7 @@ def never_refused(arena: Arena) -> tuple[str, str]:
     )
 
 
-@promise("sends nothing without a limit", "4 · Limits that hold nothing back", limit=WIDE, count=6)
+@promise("sends nothing without a limit", "4 · A typo in the name", limit=WIDE, count=6)
 def not_without_limit(arena: Arena) -> tuple[str, str]:
     """A second run, after somebody has deleted the limit on Prefect's server."""
     before = arena.run(arena.names[:3])
@@ -392,7 +392,7 @@ def limit_is_there(name: str) -> bool:
 
 
 # Slots for four at once, and then one each half second: so there are always some left to hold back.
-@promise("one refusal holds back everybody", "6 · The finished pipeline", limit=(4, 2), count=12)
+@promise("one refusal holds back everybody", "4 · In the finished flow", limit=(4, 2), count=12)
 def holds_back(arena: Arena) -> tuple[str, str]:
     """The first of twelve requests is refused, with `retry-after: 3`."""
     arena.refuse("*", 3)
@@ -440,7 +440,7 @@ def keeps_apart(arena: Arena) -> tuple[str, str]:
     )
 
 
-@promise("never caches a bad answer", "5 · A trap worth knowing", count=3)
+@promise("never caches a bad answer", "5 · One bad moment, a day of failures", count=3)
 def no_bad_answer(arena: Arena) -> tuple[str, str]:
     """Two useless answers with status 200, and a second run."""
     useless, broken_off, _ = arena.names
