@@ -121,6 +121,23 @@ def slots(seen: list[tuple[float, int]], title: str) -> None:
     show(figure, f"{title}. {text}, over {times[-1]:.0f} seconds.")
 
 
+def stars(stars: dict[str, int], title: str) -> None:
+    """Draw a bar for each repository, the one with the most stars on top."""
+    names = sorted(stars, key=stars.get)
+    counts = [stars[name] for name in names]
+    shades = plt.get_cmap("viridis_r")([0.1 + 0.75 * n / len(names) for n in range(len(names))])
+    figure, axes = plt.subplots(figsize=(8, 0.8 + 0.26 * len(names)))
+    bars = axes.barh(names, counts, height=0.75, color=shades)
+    axes.bar_label(bars, fmt="{:,.0f}", padding=5, fontsize="small")
+    axes.margins(x=0.1, y=0.01)
+    axes.tick_params(length=0, labelsize="small")
+    axes.set_xticks([])
+    axes.spines[:].set_visible(False)
+    figure.suptitle(title, x=0.01, ha="left")
+    most, fewest = f"{names[-1]} has {counts[-1]:,}", f"{names[0]} {counts[0]:,}"
+    show(figure, f"{title}. A bar for each of {len(names)} repositories: {most}, {fewest}.")
+
+
 def show(figure, alt: str) -> None:
     """Show a figure once, with a text for those who do not see it (in HTML made by nbconvert)."""
     display(figure, metadata={"image/png": {"alt": alt}})
