@@ -2,14 +2,14 @@
 
 `start()` prepares a kernel: a Prefect server of the lessons' own, running in the background for all
 notebooks, and the practice API, running in a thread of the kernel. Whatever the reader has of
-Prefect (a server, a Cloud workspace, `PREFECT_*` variables) is neither used nor changed.
+Prefect (a server, a Cloud workspace, variables, settings files) is neither used nor changed.
 
     python notebooks/lesson.py status     is the background server running, and where?
     python notebooks/lesson.py stop       stop it; what it recorded stays
     python notebooks/lesson.py reset      stop it, and forget all runs, limits and cached results
 
 Everything is kept in one folder, `.lessons`, in `notebooks` or in the folder that the variable
-`LESSONS_HOME` names.
+`LESSONS_HOME` names; a relative one begins in `notebooks`.
 """
 
 import json
@@ -23,9 +23,11 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from contextlib import closing, contextmanager, suppress
 from copy import copy
+from importlib.metadata import version
 from pathlib import Path
 from threading import Event, Thread
 
@@ -35,14 +37,15 @@ import psutil
 # The imports of Prefect, pandas and matplotlib stand where they are used: Prefect reads its
 # settings when it is imported, and `status` and `stop` should not wait for any of them.
 
+FOLDER = Path(__file__).resolve().parent
 # In a folder of their own, since `reset` removes it.
-HOME = Path(os.environ.get("LESSONS_HOME") or Path(__file__).parent, ".lessons").resolve()
+HOME = (FOLDER / Path(os.environ.get("LESSONS_HOME", "")).expanduser() / ".lessons").resolve()
 ADDRESS = HOME / "server.json"  # {"url": …, "pid": …} of the background server
 SERVER_LOG = HOME / "server.log"
 # The first free one of each: after a restart, the same again. 0 is any.
 PORTS = (*range(4269, 4279), 0)  # of the Prefect server
 PRACTICE_PORTS = (*range(8787, 8797), 0)
-START_UP = 120  # seconds; a server on a fresh home takes 20 to 40
+START_UP = 300  # seconds; a server on a fresh home takes 20 to 40, on a busy machine minutes
 
 KERNEL_SETTINGS = {
     "PREFECT_HOME": str(HOME),
@@ -66,42 +69,53 @@ CALM_SERVER = {
 class SetupError(RuntimeError):
     """The set-up failed for a reason that the reader can mend."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of it: where it was raised helps nobody."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def isolated(settings: dict[str, str]) -> dict[str, str]:
     """This process's environment with Prefect's variables replaced by `settings`."""
-    others = {name: v for name, v in os.environ.items() if not name.startswith("PREFECT_")}
+    prefect = "PREFECT_"  # which may be in small letters, too
+    others = {name: v for name, v in os.environ.items() if not name.upper().startswith(prefect)}
     return others | settings
 
 
 # --- The background server ------------------------------------------------------------------------
 
 
-def server_url() -> str | None:
-    """The address of the lessons' Prefect server, if it is up."""
+def server_url(of: str | None = None) -> str | None:
+    """The address of the lessons' Prefect server, if it is up (and, if asked, of this version)."""
+    # Without `verify` it would load certificates, which takes longer than all the rest.
+    options = {"timeout": 5, "trust_env": False, "verify": False}
     try:
         url = json.loads(ADDRESS.read_text())["url"]
-        # Without `verify` it would load certificates, which takes longer than all the rest.
-        options = {"timeout": 5, "trust_env": False, "verify": False}
         settings = httpx.get(f"{url}/api/admin/settings", **options).json()
         # A server that took over the port of ours, in another checkout, has another home.
-        return url if HOME.samefile(settings["home"]) else None
+        if not HOME.samefile(settings["home"]):
+            return None
+        if of in (None, httpx.get(f"{url}/api/admin/version", **options).json()):
+            return url
     except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError, httpx.InvalidURL):
-        return None
+        pass
+    return None
 
 
 def start_server() -> str:
     """Return the address of the lessons' Prefect server; start it in the background if it is down.
 
+    One of another version than this Python's Prefect is replaced, and what it recorded stays.
     Raises `SetupError` if the folder cannot be written or the server does not come up.
     """
-    if url := server_url():
+    if url := server_url(version("prefect")):
         return url
     with only_one(HOME):
-        return server_url() or _launch()
+        return server_url(version("prefect")) or _launch()
 
 
 def _launch() -> str:
-    stop_server()  # one that does not answer, or whose start was interrupted: never two on one home
+    # One that does not answer, is of another version, or whose start was interrupted: never two.
+    stop_server()
     port = free_port(PORTS)
     url = f"http://127.0.0.1:{port}"
     print(f"Starting the Prefect server of the lessons on {url} (half a minute, once) …")
@@ -126,7 +140,25 @@ def _launch() -> str:
         if server_url():
             return url
         time.sleep(0.1)
-    raise SetupError(f"The Prefect server did not start. Its last words are in {SERVER_LOG}.")
+    if server.poll() is None:
+        raise SetupError(
+            f"The Prefect server did not answer within {START_UP} seconds. Run this cell again, "
+            f"and if that does not help, see its log, {SERVER_LOG}."
+        )
+    why = last_words()
+    if "Can't locate revision" in why:
+        raise SetupError(
+            f"A newer Prefect than yours ({version('prefect')}) wrote the history of the lessons: "
+            f"install that one again, or forget it with `python {__file__} reset`."
+        )
+    raise SetupError(f"The Prefect server did not start ({why}). Its log is {SERVER_LOG}.")
+
+
+def last_words() -> str:
+    """Why the server ended, by its log: its last exception, or else its last line."""
+    log = SERVER_LOG.read_text(encoding="utf-8", errors="replace").strip()
+    errors = re.findall(r"^[\w.]+(?:Error|Exception): .+", log, re.M)
+    return (errors or log.splitlines() or ["it said nothing"])[-1]
 
 
 def stop_server() -> bool:
@@ -141,7 +173,8 @@ def stop_server() -> bool:
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return False
     finally:
-        ADDRESS.unlink(missing_ok=True)
+        with suppress(OSError):  # it may be on a disk that cannot be written
+            ADDRESS.unlink()
     for process in filter(is_alive, family):
         process.terminate()
     if not ended(family, 10):
@@ -171,7 +204,7 @@ def only_one(folder: Path):
     """Let one process at a time pass. The lock is in the folder; the system lifts a dead one's."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(folder / "lock.db", timeout=3 * START_UP)) as lock:
+        with closing(sqlite3.connect(folder / "lock.db", timeout=START_UP)) as lock:
             lock.execute("BEGIN EXCLUSIVE")
             yield
     except (OSError, sqlite3.OperationalError) as error:
@@ -198,6 +231,42 @@ def free_port(candidates: tuple[int, ...]) -> int:
 
 _github = None
 _token = os.environ.get("GITHUB_TOKEN")
+# The spelling in small letters is the one in force.
+_no_proxy = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+# Prefect reads them in the folder in which it runs, if these words are in them.
+SETTINGS_FILES = {"prefect.toml": "", "pyproject.toml": "tool.prefect", ".env": "prefect_"}
+
+
+def isolate() -> None:
+    """Let this process and those that it starts use nothing of the reader's own.
+
+    It has to come before anything imports Prefect.
+    """
+    mine = isolated(KERNEL_SETTINGS)
+    for name in set(os.environ) - set(mine):
+        del os.environ[name]
+    os.environ.update(mine)
+    if not Path(os.environ.get("SSL_CERT_FILE", __file__)).is_file():
+        del os.environ["SSL_CERT_FILE"]  # every HTTP client would fail
+    # Nothing that a library says only now and then, or of which an output must have nothing:
+    # matplotlib of its fonts, Dask's scheduler of each connection, Python of an unclosed socket.
+    logging.getLogger("matplotlib").setLevel("ERROR")
+    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "error")
+    os.environ["DASK_TEMPORARY_DIRECTORY"] = str(HOME)
+    if sys.warnoptions:
+        warnings.simplefilter("ignore")
+    os.environ.pop("PYTHONWARNINGS", None)
+
+
+def leave_settings_files() -> None:
+    """Work in another folder if Prefect would read its settings in this one."""
+    for name, words in SETTINGS_FILES.items():
+        with suppress(OSError):
+            if words in Path(name).read_text(encoding="utf-8", errors="replace").lower():
+                HOME.mkdir(parents=True, exist_ok=True)
+                os.chdir(HOME)
+                sys.path.append(str(FOLDER))
+                os.environ["MATPLOTLIBRC"] = str(FOLDER)
 
 
 def start():
@@ -206,6 +275,8 @@ def start():
     Can be run again: what is up is left as it is, what is down is started. Raises `SetupError`.
     """
     global _github
+    leave_settings_files()
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # nothing leaves this machine
     api_url = os.environ["PREFECT_API_URL"] = f"{start_server()}/api"
     import prefect.context
     import prefect.main  # sets up Prefect's logging, which comes before ours
@@ -243,10 +314,14 @@ def go_live() -> None:
     The practice limit `github-api` goes too: the pipeline creates the one that GitHub's allowance
     asks for. `start()` returns to practice.
     """
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = f"{_no_proxy},127.0.0.1,localhost".strip(",")
+    try:
+        delete_limit("github-api")
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        raise SetupError(f"A proxy that your environment names cannot be used: {error}") from None
     os.environ.pop("GITHUB_API_URL", None)
     if _token:
         os.environ["GITHUB_TOKEN"] = _token
-    delete_limit("github-api")
     has = "with" if os.environ.get("GITHUB_TOKEN") else "without"
     print("From here on: https://api.github.com", has, "a token")
 
@@ -448,19 +523,15 @@ def main() -> None:
         print(server_url() or "The Prefect server of the lessons is not running.")
         return
     print("Stopped." if stop_server() else "It was not running.")
-    if command == "reset":
-        shutil.rmtree(HOME, ignore_errors=True)
+    if command == "reset" and HOME.exists():
+        try:
+            shutil.rmtree(HOME)
+        except OSError as error:
+            sys.exit(f"Cannot remove {HOME} ({error}).")
         print(f"Removed {HOME}.")
 
 
 if __name__ == "__main__":
     main()
 else:
-    # Before anything else imports Prefect: nothing of the reader's own is used or changed.
-    os.environ.update(isolated(KERNEL_SETTINGS))
-    for name in set(os.environ) - set(isolated(KERNEL_SETTINGS)):
-        del os.environ[name]
-    # Dask's scheduler would tell of each connection, some time later, in whichever cell then runs.
-    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "error")
-    for name in ("NO_PROXY", "no_proxy"):  # nor is a proxy asked for addresses of this machine
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
+    isolate()

@@ -29,19 +29,24 @@ TOKEN = "ghp_Th1sIsN0tF0rPract1ceAndN0bodys"
 # --- The background server ------------------------------------------------------------------------
 
 # In the place of `python -m prefect server start --host 127.0.0.1 --port N`. With a file "mute" in
-# its home it never answers, with a file "broken" it ends at once.
+# its home it never answers, with a file "broken" it says what is in there and ends.
 STAND_IN = """\
-import json, os, sys, time
+import importlib.metadata, json, os, sys, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(json.dumps({"home": os.environ["PREFECT_HOME"]}).encode())
+        answers = {"settings": {"home": os.environ["PREFECT_HOME"]}, "version": version}
+        self.wfile.write(json.dumps(answers[self.path.split("/")[-1]]).encode())
 
+version = importlib.metadata.version("prefect")
+if os.path.exists("old"):
+    version = Path("old").rename("history").read_text()
 if os.path.exists("broken"):
-    sys.exit("This is why.")
+    sys.exit(Path("broken").read_text())
 while os.path.exists("mute"):
     time.sleep(0.1)
 HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
@@ -155,15 +160,36 @@ def test_a_start_that_was_interrupted_leaves_no_second_server(home, monkeypatch,
     assert len(servers_in(home)) == 1
 
 
-def test_a_server_that_does_not_come_up_is_one_sentence(home):
+def test_a_server_of_another_version_is_replaced(home):
     home.mkdir()
-    (home / "broken").touch()
+    (home / "old").write_text("3.8.8")
+    old = lesson._launch()
+    assert lesson.server_url() == old
+    (before,) = servers_in(home)
+    assert lesson.start_server() == lesson.server_url()
+    assert [server.pid for server in servers_in(home)] == [pid()] != [before.pid]
+    assert (home / "history").exists()
+
+
+@pytest.mark.parametrize(
+    ("log", "sentence"),
+    [
+        ("", r"The Prefect server did not start \(it said nothing\)\. Its log is \S+\.log\."),
+        ("First.\nLast.\n", r"The Prefect server did not start \(Last\.\)\. Its log is .*"),
+        ("  File x\na.b.SomeError: why\n\nStopped!", r"The .* start \(a\.b\.SomeError: why\)\. .*"),
+        (
+            "alembic.CommandError: Can't locate revision identified by '0'\nServer stopped!",
+            r"A newer Prefect than yours \([\d.]+\) wrote .* `python \S+lesson\.py reset`\.",
+        ),
+    ],
+)
+def test_a_server_that_does_not_come_up_is_one_sentence(home, log, sentence):
+    home.mkdir()
+    (home / "broken").write_text(log)
     with pytest.raises(lesson.SetupError) as failed:
         lesson.start_server()
-    assert str(failed.value) == (
-        f"The Prefect server did not start. Its last words are in {home / 'server.log'}."
-    )
-    assert (home / "server.log").read_text() == "This is why.\n"
+    assert re.fullmatch(sentence, str(failed.value))
+    assert (home / "server.log").read_text().strip() == log.strip()
 
 
 @pytest.fixture
@@ -243,6 +269,34 @@ def test_reset_removes_what_the_lessons_made_and_nothing_else(home):
     assert (home.parent / "storage").exists()
 
 
+def test_what_cannot_be_removed_is_one_line(tmp_path):
+    (tmp_path / ".lessons").touch()  # no folder
+    done = subprocess.run(
+        [sys.executable, lesson.__file__, "reset"],
+        env=os.environ | {"LESSONS_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"Cannot remove .+ \(.+\)\.\n", done.stderr)
+
+
+@pytest.mark.parametrize("named", ["", "there", "../there", "~"])
+def test_the_home_is_one_place_whatever_the_folder(tmp_path, named):
+    places = set()
+    for folder in ROOT, tmp_path:
+        done = subprocess.run(
+            [sys.executable, "-c", "import lesson; print(lesson.HOME)"],
+            cwd=folder,
+            env=os.environ | {"LESSONS_HOME": named, "PYTHONPATH": str(ROOT / "notebooks")},
+            capture_output=True,
+            text=True,
+        )
+        places.add(done.stdout.strip())
+    folder = Path.home() if named == "~" else ROOT / "notebooks" / named
+    assert places == {str((folder / ".lessons").resolve())}
+
+
 def unwritable(tmp_path):
     """Folders that cannot be written, also not by root."""
     (tmp_path / "file").touch()
@@ -297,6 +351,72 @@ def test_the_limit_may_be_created_by_another_kernel_meanwhile(github, monkeypatc
 
     monkeypatch.setattr(SyncPrefectClient, "read_global_concurrency_limit_by_name", not_yet)
     assert lesson.start() is github
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "used"),
+    [
+        ("prefect.toml", "[tasks]\ndefault_retries = 2\n", True),
+        ("pyproject.toml", "[tool.prefect.tasks]\ndefault_retries = 2\n", True),
+        ("pyproject.toml", '[project]\ndependencies = ["prefect"]\n', False),
+        (".env", "prefect_tasks_default_retries=2\n", True),
+    ],
+)
+def test_a_kernel_leaves_a_folder_with_settings(home, tmp_path, monkeypatch, name, text, used):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path])
+        patch.setenv("MATPLOTLIBRC", "")
+        patch.chdir(tmp_path)
+        lesson.leave_settings_files()
+        assert Path.cwd() == (home if used else tmp_path)
+
+
+# Each of these has reached a lesson once, or broken it.
+READERS_OWN = {
+    "prefect_tasks_default_retries": "2",
+    "http_proxy": "socks7://127.0.0.1:1",
+    "SSL_CERT_FILE": "nowhere",
+    "PYTHONWARNINGS": "default",
+    "MPLCONFIGDIR": lesson.__file__,
+    "NO_PROXY": "api.github.com",
+}
+LOOK = """\
+from prefect.settings import get_current_settings
+print(get_current_settings().tasks.default_retries, flush=True)
+"""
+A_KERNEL = f"""\
+import os, subprocess, sys
+import lesson
+lesson.start()
+import charts
+{LOOK}
+subprocess.run([sys.executable, "-c", {LOOK!r}])
+try:
+    lesson.go_live()
+except lesson.SetupError as error:
+    print(error)
+print(os.environ["no_proxy"])
+"""
+
+
+@pytest.mark.slow
+def test_nothing_of_the_readers_own_reaches_a_lesson(practice_api, tmp_path):
+    (tmp_path / "prefect.toml").write_text("[tasks]\ndefault_retries = 2\n", encoding="utf-8")
+    environment = {n: v for n, v in os.environ.items() if n.lower() != "no_proxy"}
+    done = subprocess.run(
+        [sys.executable, "-c", A_KERNEL],
+        cwd=tmp_path,
+        env=environment | READERS_OWN | {"PYTHONPATH": str(ROOT / "notebooks")},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.stderr == ""
+    kernel, child, live, no_proxy = done.stdout.splitlines()[-4:]
+    assert (kernel, child) == ("0", "0")
+    assert live.startswith("A proxy that your environment names cannot be used: Unknown scheme")
+    assert no_proxy == "api.github.com,127.0.0.1,localhost"
 
 
 def test_going_live_can_be_run_again(github, monkeypatch):
