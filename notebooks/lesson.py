@@ -233,7 +233,7 @@ _github = None
 _token = os.environ.get("GITHUB_TOKEN")
 # The spelling in small letters is the one in force.
 _no_proxy = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
-# Prefect reads them in the folder in which it runs, if these words are in them.
+# In the working folder Prefect reads these, if it finds these words.
 SETTINGS_FILES = {"prefect.toml": "", "pyproject.toml": "tool.prefect", ".env": "prefect_"}
 
 
@@ -259,10 +259,11 @@ def isolate() -> None:
 
 
 def leave_settings_files() -> None:
-    """Work in another folder if Prefect would read its settings in this one."""
+    """Work in another folder than `notebooks` if Prefect would read settings in there."""
     for name, words in SETTINGS_FILES.items():
         with suppress(OSError):
-            if words in Path(name).read_text(encoding="utf-8", errors="replace").lower():
+            text = (FOLDER / name).read_text(encoding="utf-8", errors="replace")
+            if words in text.lower() and FOLDER.samefile("."):
                 HOME.mkdir(parents=True, exist_ok=True)
                 os.chdir(HOME)
                 sys.path.append(str(FOLDER))

@@ -365,6 +365,7 @@ def test_the_limit_may_be_created_by_another_kernel_meanwhile(github, monkeypatc
 def test_a_kernel_leaves_a_folder_with_settings(home, tmp_path, monkeypatch, name, text, used):
     (tmp_path / name).write_text(text, encoding="utf-8")
     with monkeypatch.context() as patch:
+        patch.setattr(lesson, "FOLDER", tmp_path)
         patch.setattr(sys, "path", [*sys.path])
         patch.setenv("MATPLOTLIBRC", "")
         patch.chdir(tmp_path)
@@ -388,6 +389,8 @@ print(get_current_settings().tasks.default_retries, flush=True)
 A_KERNEL = f"""\
 import os, subprocess, sys
 import lesson
+from pathlib import Path
+lesson.FOLDER = Path.cwd()
 lesson.start()
 import charts
 {LOOK}

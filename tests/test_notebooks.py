@@ -257,20 +257,3 @@ def test_every_chart_has_an_alternative_text(lesson):
         for output in cell.outputs:
             if "image/png" in output.get("data", {}):
                 assert len(output.metadata["image/png"]["alt"]) > 20, cell.source
-
-
-def test_the_board_of_the_readme_is_that_of_the_last_lesson():
-    (path,) = (path for path in PATHS if number(path) == 8)
-    boards = [
-        cell
-        for cell in nbformat.read(path, as_version=4).cells
-        if 'board["verdict"] for name' in cell.source
-    ]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    if not boards or "| heals what can heal |" not in readme:
-        pytest.skip("the README has no board, or lesson 8 shows it in another way")
-    html = boards[0].outputs[-1]["data"]["text/html"]
-    rows = re.findall(r"<th>(\w[^<]+)</th>" + r"\s*<td>([^<]+)</td>" * 4, html)
-    assert len(rows) > 10
-    for promise, first, usual, _, finished in rows:
-        assert f"| {promise} | {first} | {usual} | {finished} |" in readme
