@@ -138,6 +138,41 @@ def stars(stars: dict[str, int], title: str) -> None:
     show(figure, f"{title}. A bar for each of {len(names)} repositories: {most}, {fewest}.")
 
 
+def task_stream(stream: list[dict], title: str) -> None:
+    """Draw which of Dask's workers did what, and when: a row for each of their threads.
+
+    stream: what `lesson.task_stream` recorded
+    """
+    rows = sorted({(entry["worker"], entry["thread"]) for entry in stream})
+    workers = sorted({worker for worker, _ in rows})
+    tasks = list(dict.fromkeys(entry["key"].rpartition("-")[0] for entry in stream))
+    spans = [(step["start"], step["stop"]) for entry in stream for step in entry["startstops"]]
+    begin = min(start for start, _ in spans)
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.35 * len(rows)))
+    for task, color in zip(tasks, (BLUE, ORANGE, GREY), strict=False):
+        done = [entry for entry in stream if entry["key"].startswith(f"{task}-")]
+        steps = [(entry, step) for entry in done for step in entry["startstops"]]
+        axes.barh(
+            [rows.index((entry["worker"], entry["thread"])) for entry, _ in steps],
+            [step["stop"] - step["start"] for _, step in steps],
+            left=[step["start"] - begin for _, step in steps],
+            height=0.6,
+            color=color,
+            edgecolor="white",
+            label=task,
+        )
+    names = [f"worker {workers.index(worker) + 1}" for worker, _ in rows]
+    axes.set_yticks(range(len(rows)), names)
+    axes.set(xlabel="time (s)", ylim=(len(rows) - 0.5, -0.5), xlim=(0, None))
+    for row in range(1, len(rows)):
+        if names[row] != names[row - 1]:
+            axes.axhline(row - 0.5, color="black", linewidth=1)
+    figure.legend(loc="outside lower left", ncols=3, fontsize="small")
+    figure.suptitle(title, x=0.01, ha="left")
+    text = f"{len(stream)} task runs in {len(rows)} threads of {len(workers)} worker processes"
+    show(figure, f"{title}. Over time, a row for each thread: {text}.")
+
+
 def show(figure, alt: str) -> None:
     """Show a figure once, with a text for those who do not see it (in HTML made by nbconvert)."""
     display(figure, metadata={"image/png": {"alt": alt}})

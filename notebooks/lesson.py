@@ -21,6 +21,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import warnings
@@ -175,13 +176,18 @@ def stop_server() -> bool:
     finally:
         with suppress(OSError):  # it may be on a disk that cannot be written
             ADDRESS.unlink()
-    for process in filter(is_alive, family):
-        process.terminate()
-    if not ended(family, 10):
-        for process in filter(is_alive, family):
-            process.kill()
-        ended(family, 5)  # Windows keeps their files open until then
+    end_all(family, 10)
     return True
+
+
+def end_all(processes: list[psutil.Process], seconds: float) -> None:
+    """Ask them to end, and end by force what is still there after so many seconds."""
+    for process in filter(is_alive, processes):
+        process.terminate()
+    if not ended(processes, seconds):
+        for process in filter(is_alive, processes):
+            process.kill()
+        ended(processes, 5)  # Windows keeps their files open until then
 
 
 def ended(processes: list[psutil.Process], seconds: float) -> bool:
@@ -514,6 +520,101 @@ def show_code(*things, only: str = "") -> None:
         lines = source.splitlines(keepends=True)
         sources.append("".join(line for line in lines if re.search(only, line)))
     print("\n\n".join(sources), end="")
+
+
+# --- Other processes (lesson 7) -------------------------------------------------------------------
+
+
+def dask_cluster(workers: int = 2, threads: int = 2, env: dict[str, str] | None = None):
+    """Dask's `LocalCluster` with so many worker processes, which do not log into the notebook.
+
+    env: variables for the workers' environment
+    """
+    from distributed import LocalCluster
+
+    with quiet():
+        return LocalCluster(
+            n_workers=workers,
+            threads_per_worker=threads,
+            dashboard_address="127.0.0.1:0",  # a free port
+            local_directory=HOME,
+            env={"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"} | (env or {}),
+        )
+
+
+@contextmanager
+def task_stream(cluster):
+    """Give a list that has, at the end of the block, what Dask recorded: who did what, when."""
+    from distributed import Client, get_task_stream
+
+    done = []
+    with Client(cluster, set_as_default=False) as client, get_task_stream(client) as stream:
+        yield done
+    done += stream.data
+
+
+def serve_and_run(script: str, name: str):
+    """Start a script that serves a deployment, run the deployment once, and stop the script.
+
+    Returns the flow run and the deployment, as they are then. Raises `RuntimeError` if the script
+    ends by itself, and `TimeoutError` after two minutes.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    # Work is asked for every second instead of every ten; its own files go into the lessons' folder.
+    settings = {"PREFECT_RUNNER_POLL_FREQUENCY": "1", "TMPDIR": str(HOME)}
+    with (
+        get_client(sync_client=True) as prefect,
+        tempfile.TemporaryFile() as words,
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env=os.environ | settings,
+            stdout=words,
+            stderr=subprocess.STDOUT,
+        ) as serving,
+    ):
+        process = psutil.Process(serving.pid)
+
+        def wait_for(done):
+            deadline = time.monotonic() + START_UP
+            while not (result := done()):
+                if serving.poll() is not None:
+                    words.seek(0)
+                    raise RuntimeError(f"The script has ended. {words.read().decode()[-1000:]}")
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{name} took more than {START_UP} seconds.")
+                time.sleep(0.2)
+            return result
+
+        def deployment():
+            with suppress(ObjectNotFound):
+                return prefect.read_deployment_by_name(name)
+
+        def at_rest():
+            with suppress(psutil.Error):
+                commands = [child.cmdline() for child in process.children() if is_alive(child)]
+                return not any("spawn_main" in str(command) for command in commands)
+
+        try:
+            run = prefect.create_flow_run_from_deployment(wait_for(deployment).id)
+            wait_for(lambda: prefect.read_flow_run(run.id).state.is_final())
+            wait_for(at_rest)  # when it stops, it cancels runs whose process is still there
+        finally:
+            family = [process, *process.children(recursive=True)] if serving.poll() is None else []
+            serving.terminate()
+            if not ended(family, 30):
+                end_all(family, 0)
+        return prefect.read_flow_run(run.id), deployment()
+
+
+def delete_deployment(name: str) -> None:
+    """Delete a deployment, with the runs that its schedule has planned, if there is one."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        client.delete_deployment(client.read_deployment_by_name(name).id)
 
 
 def main() -> None:
