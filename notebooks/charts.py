@@ -149,7 +149,7 @@ def task_stream(stream: list[dict], title: str) -> None:
     spans = [(step["start"], step["stop"]) for entry in stream for step in entry["startstops"]]
     begin = min(start for start, _ in spans)
     figure, axes = plt.subplots(figsize=(8, 1 + 0.35 * len(rows)))
-    for task, color in zip(tasks, (BLUE, ORANGE, GREY), strict=False):
+    for task, color in zip(tasks, (BLUE, GREY, ORANGE), strict=False):
         done = [entry for entry in stream if entry["key"].startswith(f"{task}-")]
         steps = [(entry, step) for entry in done for step in entry["startstops"]]
         axes.barh(

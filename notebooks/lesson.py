@@ -562,7 +562,7 @@ def serve_and_run(script: str, name: str):
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
-    # Work is asked for every second instead of every ten; its own files go into the lessons' folder.
+    # It looks for work every second instead of every ten, and keeps its files with the lessons.
     settings = {"PREFECT_RUNNER_POLL_FREQUENCY": "1", "TMPDIR": str(HOME)}
     with (
         get_client(sync_client=True) as prefect,
