@@ -14,7 +14,8 @@ from nbval.plugin import get_sanitize_patterns
 
 ROOT = Path(__file__).parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PAGES = [ROOT / "README.md", *(ROOT / "notebooks").glob("*.md")]
+PAGES = [ROOT / "README.md", ROOT / ".github" / "CONTRIBUTING.md"]
+PAGES += (ROOT / "notebooks").glob("*.md")
 SET_UP = "import lesson\n\ngithub = lesson.start()"
 HEADINGS = ["Set-up", "What just happened?", "Your turn", "Summary", "Going deeper"]
 # What a lesson may do without: 0 is the tour, in 8 and 9 the whole lesson is an exercise.
@@ -170,6 +171,17 @@ def test_it_takes_as_long_as_it_says(lesson):
             assert abs(int(stated) - takes) < 1, f"says {stated} minutes and takes {takes:.1f}"
 
 
+def test_the_readme_says_how_long_the_lessons_take():
+    readme = PAGES[0].read_text(encoding="utf-8")
+    says = dict(re.findall(r"^\| \[.*?\]\(notebooks/(.*?)\) \| (\d+) \|", readme, re.M))
+    stated = {}
+    for path in PATHS:
+        first = nbformat.read(path, as_version=4).cells[0].source
+        stated[path.name] = "".join(re.findall(r"\*\*It takes\*\*\D+(\d+) min", first))
+    assert says == stated
+    assert f"| {sum(map(int, says.values()))} |" in readme
+
+
 def text_of(cell):
     """What a cell printed, as nbval compares it: charts and HTML left out."""
     outputs = cell.get("outputs", [])
@@ -200,12 +212,27 @@ def test_each_piece_of_going_deeper_needs_only_the_set_up(practice_api, lesson):
             assert text_of(cell) == text, f"another output than after the core: {cell.source}"
 
 
-def test_links_lead_somewhere(lesson):
-    path, notebook = lesson
-    targets = re.findall(r"\]\(([^)]+)\)", prose(notebook))
+def links(path, text):
+    """The targets of all links. Files must be there."""
+    targets = re.findall(r"\]\(([^)]+)\)", text)
     for target in targets:
         if not target.startswith(("http://", "https://", "#")):
             assert (path.parent / target.partition("#")[0]).exists(), target
+    return targets
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_links_of_a_page_lead_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.+)", text, re.M)
+    anchors = ["#" + re.sub(r"[^\w -]", "", name).lower().replace(" ", "-") for name in headings]
+    within = [target for target in links(path, text) if target.startswith("#")]
+    assert set(within) <= set(anchors)
+
+
+def test_links_lead_somewhere(lesson):
+    path, notebook = lesson
+    targets = links(path, prose(notebook))
     here = PATHS.index(path)
     neighbours = {other.name for other in PATHS[max(0, here - 1) : here + 2]} - {path.name}
     if not is_third_edition(path, notebook):
