@@ -216,8 +216,8 @@ def lessons(paths):
 @lessons(CACHING)
 def test_caching_is_right_also_again_and_after_a_restart(opened):
     page, stored = opened
-    caching = "states = fetch_all(cached_fetch_stats, repos)"
-    first, _ = (n for n, cell in enumerate(stored) if cell.source == caching)
+    caching = "states = fetch_all(cached_fetch_stats, REPOS)"
+    (again,) = (n for n, cell in enumerate(stored) if cell.source == caching)
     choose(page, "Run", "Run All Cells")
     check(see(page, executed(stored)), stored)
 
@@ -233,9 +233,9 @@ def test_caching_is_right_also_again_and_after_a_restart(opened):
         seen = see(page, [cell, cell + 1])
         return ["".join(look["printed"]) for look in seen[cell : cell + 2]]
 
-    run_two(first - 1)  # empties the cache, and asks for the first time
+    run_two(again - 1)  # the one before it empties the cache, and asks for the first time
     for _ in range(2):
-        logs, facts = run_two(first)
+        logs, facts = run_two(again)
         assert logs.count("Finished in state Cached") == 3
         assert facts == "['Cached', 'Cached', 'Cached']\n3 requests so far\n"
 
