@@ -577,13 +577,13 @@ def serve_and_run(script: str, name: str):
         process = psutil.Process(serving.pid)
 
         def wait_for(done):
-            deadline = time.monotonic() + START_UP
+            deadline = time.monotonic() + 120
             while not (result := done()):
                 if serving.poll() is not None:
                     words.seek(0)
                     raise RuntimeError(f"The script has ended. {words.read().decode()[-1000:]}")
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"{name} took more than {START_UP} seconds.")
+                    raise TimeoutError(f"{name} took more than two minutes.")
                 time.sleep(0.2)
             return result
 
