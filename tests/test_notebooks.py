@@ -177,7 +177,8 @@ def test_the_readme_says_how_long_the_lessons_take():
     stated = {}
     for path in PATHS:
         first = nbformat.read(path, as_version=4).cells[0].source
-        stated[path.name] = "".join(re.findall(r"\*\*It takes\*\*\D+(\d+) min", first))
+        minutes = re.findall(r"(?:\*\*It takes\*\*\D+|and some )(\d+) (?:min|more for)", first)
+        stated[path.name] = str(sum(map(int, minutes)))
     assert says == stated
     assert f"| {sum(map(int, says.values()))} |" in readme
 
@@ -284,3 +285,20 @@ def test_every_chart_has_an_alternative_text(lesson):
         for output in cell.outputs:
             if "image/png" in output.get("data", {}):
                 assert len(output.metadata["image/png"]["alt"]) > 20, cell.source
+
+
+def test_the_readme_has_the_words_of_its_board():
+    import gauntlet
+
+    (path,) = (path for path in PATHS if number(path) == 8)
+    shown = [
+        output.metadata["image/png"]["alt"]
+        for cell in nbformat.read(path, as_version=4).cells
+        if "readme-boards" in tags(cell)
+        for output in cell.outputs
+        if "image/png" in output.get("data", {})
+    ]
+    readme = PAGES[0].read_text(encoding="utf-8")
+    alt = re.search(r"!\[([^\]]+)\]\(notebooks/pictures/boards.png\)", readme)[1]
+    assert alt.startswith(f"{shown[0]}. ")
+    assert alt.endswith(": " + ", ".join(gauntlet.ROUNDS))
