@@ -18,7 +18,7 @@ WRONG = {  # lesson: what makes its solution a wrong answer
     "01_first_flow": ("    if failed:", "    if len(failed) > 1:"),
     "02_retries": ("backoff_factor=2", "backoff_factor=1"),
     "03_mapping": ("max_workers=3", "max_workers=4"),
-    "04_rate_limiting": ("slots, free_a_second = 3,", "slots, free_a_second = 14,"),
+    "04_rate_limiting": ("slots, new_a_second = 3,", "slots, new_a_second = 14,"),
     "05_caching": ('"stargazers_count" not in', '"message" in {} and "x" not in'),
     "06_star_chart": ('"pydantic/pydantic": 2', '"pydantic/pydantic": 1'),
     "07_scaling_out": ('["stargazers_count"]', '["forks_count"]'),
