@@ -129,9 +129,9 @@ resilient_fetch_stats = task(
     retry_delay_seconds=exponential_backoff(backoff_factor=1),
     retry_jitter_factor=0.5,
     retry_condition_fn=can_heal,
-    # Caching: a day, as JSON files, by repository, task and API. A failure is never served.
+    # Caching: as JSON files, by repository, task and API. A failure is never served.
     cache_policy=INPUTS + CacheKeyFnPolicy(cache_key_fn=task_and_api),
-    cache_expiration=timedelta(days=1),
+    cache_expiration=timedelta(hours=20),  # not a day: a run each morning is to ask again
     result_serializer=JSONSerializer(object_decoder=None),  # no answer chooses a class to be made
 )
 named_get_stars = get_stars.with_options(task_run_name="get_stars {repo_stats[full_name]}")

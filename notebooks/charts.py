@@ -104,6 +104,45 @@ def allowance(
     show(figure, f"{title}. {text}; {refusals} were refused.")
 
 
+def timelines(logs: dict[str, tuple], title: str, repos: list[str], parts: tuple[str, str]) -> None:
+    """Draw runs under each other, each twice: when its requests were under way, and how they ended.
+
+    logs: by name two `FakeGitHub.requests`, the first and the second run
+    repos: the rows of each run, from top to bottom
+    parts: what the first and the second runs have in common
+    """
+    columns = zip(*logs.values(), strict=True)
+    ends = [max((log["time"] + log["duration"]).max() for log in column) for column in columns]
+    figure, all_axes = plt.subplots(
+        len(logs),
+        2,
+        sharex="col",
+        sharey=True,
+        figsize=(8, 0.8 + 1.35 * len(logs)),
+        width_ratios=[max(end, 0.3 * max(ends)) for end in ends],
+    )
+    for row, (name, runs) in zip(all_axes, logs.items(), strict=True):
+        for axes, log in zip(row, runs, strict=True):
+            failed = ~log["status"].between(200, 399)
+            y, colors = log["repository"].map(repos.index), failed.map({True: ORANGE, False: BLUE})
+            axes.barh(y, log["duration"], left=log["time"], height=0.8, color=colors)
+            end = log["time"] + log["duration"]
+            retried = log.groupby("repository")["time"].shift(-1) < end + 0.1 * max(ends)
+            for bar in log.index[failed & ~retried]:  # else the status would hide the retry
+                status = f" {log['status'][bar]}"
+                axes.text(end[bar], y[bar], status, color=ORANGE, va="center", size=7)
+            axes.set(yticks=[], ylim=(len(repos) - 0.5, -0.5))
+            plural = "request" if len(log) == 1 else "requests"
+            axes.set_title(f"{len(log)} {plural}", loc="right", fontsize="small")
+        row[0].set_title(name, loc="left", fontsize="medium")
+    for axes, part in zip(all_axes[-1], parts, strict=True):
+        axes.set_xlabel(f"{part}: time (s)")
+        axes.set_xlim(left=0)
+    figure.suptitle(title, x=0.01, ha="left")
+    counts = [f"{name} {len(first)}, then {len(then)}" for name, (first, then) in logs.items()]
+    show(figure, f"{title}. Requests over time, a row for each repository: {'; '.join(counts)}.")
+
+
 def slots(seen: list[tuple[float, int]], title: str) -> None:
     """Draw how many slots of a limit were free, as `lesson.watch_slots` saw them."""
     times, free = map(list, zip(*seen, strict=True))
@@ -171,6 +210,22 @@ def task_stream(stream: list[dict], title: str) -> None:
     figure.suptitle(title, x=0.01, ha="left")
     text = f"{len(stream)} task runs in {len(rows)} threads of {len(workers)} worker processes"
     show(figure, f"{title}. Over time, a row for each thread: {text}.")
+
+
+def stars(table, blue: list[str]) -> None:
+    """Draw the stars of repositories as bars, some of them in blue.
+
+    table: a DataFrame with the columns full_name, stars and as_of, from the bottom to the top
+    """
+    figure, axes = plt.subplots(figsize=(8, 7))
+    colors = table["full_name"].isin(blue).map({True: BLUE, False: GREY})
+    bars = axes.barh(table["full_name"], table["stars"], color=colors)
+    axes.bar_label(bars, fmt="{:,.0f}", padding=4)
+    axes.set(xlabel="stars", xticks=[])
+    axes.margins(x=0.12, y=0.01)
+    title = f"GitHub stars on {table['as_of'].iloc[0]} (blue: the three of lesson 1)"
+    figure.suptitle(title, x=0.01, ha="left")
+    show(figure, f"Bars of the stars of {len(table)} repositories, from the fewest to the most.")
 
 
 def show(figure, alt: str) -> None:

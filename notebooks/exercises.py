@@ -6,7 +6,9 @@ experiment in which it could be seen did not take place.
 """
 
 import io
+import json
 from contextlib import redirect_stdout
+from datetime import datetime
 from html import escape
 
 from IPython.display import display
@@ -233,31 +235,45 @@ def check_caching(github, fetch) -> None:
 # --- 6 · The star chart ---------------------------------------------------------------------------
 
 
-def check_star_chart(github, first_run: dict, second_run: dict) -> None:
-    """Whether the requests of two runs were predicted, with one name misspelt and one cut off.
+def check_star_chart(github, show_forks) -> None:
+    """Whether a flow prints forks, keeps an answer for an hour, and is as resilient as before.
 
-    first_run, second_run: `{repo: requests}`, a prediction for each
+    show_forks: a flow that takes repositories
     """
-    from pipeline import show_stars
-
-    repos = ["PrefectHQ/prefect", "PrefectHQ/perfect", "pydantic/pydantic"]
+    figures = {"PrefectHQ/prefect": 101, "pydantic/pydantic": 102, "huggingface/transformers": 103}
+    wanted = [f"{repo}: {forks} forks" for repo, forks in figures.items()]
     lesson.clear_cache()
     lesson.new_limit("github-api", 5000, 5000 / 3600)
-    claims = []
-    for words, predicted in ("the first run", first_run), ("the second run", second_run):
-        github.reset()
-        if predicted is first_run:
-            github.fail("pydantic/pydantic", "truncated")
-        stars_printed(show_stars, repos)
-        log = github.requests
-        answers = {repo: log["status"][log["repository"] == repo].tolist() for repo in repos}
-        seen = {repo: len(statuses) for repo, statuses in answers.items()}
-        guessed = isinstance(predicted, dict) and None not in predicted.values()
-        evidence = f"{', '.join(map(str, seen.values()))} requests" if guessed else "no guess yet"
-        if guessed and predicted != seen:
-            evidence += f" with the statuses {', '.join(map(str, answers.values()))}"
-        claims.append((f"your guess for {words}", verdict(predicted == seen, guessed), evidence))
-    tell(*claims)
+    github.reset()
+    github.fail("pydantic/pydantic", status=503)
+    for repo, forks in figures.items():  # known to nobody who has not asked in this run
+        github.fail(repo, fields={"forks_count": forks}, times=None)
+    with lesson.quiet(), redirect_stdout(io.StringIO()) as page:
+        state = show_forks(list(figures), return_state=True)
+    lines, log, kept = page.getvalue().splitlines(), github.requests, minutes_kept()
+    with lesson.quiet(), redirect_stdout(io.StringIO()):
+        show_forks(list(figures), return_state=True)
+    statuses = sorted(log["status"])
+    asked, more = set(log["repository"]) == set(figures), len(github.requests) - len(log)
+    printed = lines[0] if lines else outcome(state)
+    times = ", ".join(f"{minutes} minutes" for minutes in kept) or "without an end"
+    again, done = statuses == [200, 200, 200, 503], state.is_completed()
+    tell(
+        ("three lines with the forks", verdict(lines == wanted, asked), printed),
+        ("an answer is kept for 60 minutes", verdict(kept == [60], asked), times),
+        ("a 503 is asked again", verdict(again, asked), statuses),
+        ("the second run sends nothing", verdict(more == 0, done), f"{more} requests"),
+    )
+
+
+def minutes_kept() -> list[int]:
+    """After how many minutes the results in the cache expire, from when they were saved."""
+    kept = set()
+    for file in (lesson.HOME / "storage").glob("*"):
+        if until := json.loads(file.read_text())["metadata"]["expiration"]:
+            seconds = datetime.fromisoformat(until).timestamp() - file.stat().st_mtime
+            kept.add(round(seconds / 60))
+    return sorted(kept)
 
 
 # --- 7 · Scaling out ------------------------------------------------------------------------------

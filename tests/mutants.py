@@ -155,7 +155,7 @@ MUTANTS = {
         (
             "cached for a second",
             f"{PIPELINE}results_are_json_that_expires_after_a_day",
-            *("timedelta(days=1)", "timedelta(seconds=1)"),
+            *("timedelta(hours=20)", "timedelta(seconds=1)"),
         ),
         (
             "no limit",

@@ -510,13 +510,13 @@ def test_a_result_that_another_process_is_just_writing_is_read_again(github, mon
     assert next(seen, None) is None
 
 
-def test_results_are_json_that_expires_after_a_day(github):
+def test_results_are_json_that_expires_before_the_next_morning(github):
     show_stars([PYDANTIC])
     (file,) = (lesson.HOME / "storage").iterdir()
     record = json.loads(file.read_text(encoding="utf-8"))
     assert json.loads(record["result"])["stargazers_count"] == STARS[PYDANTIC]
     left = datetime.fromisoformat(record["metadata"]["expiration"]) - datetime.now().astimezone()
-    assert timedelta(hours=23) < left <= timedelta(days=1)
+    assert timedelta(hours=19) < left <= timedelta(hours=20)
 
 
 # --- Addresses, the token -------------------------------------------------------------------------
