@@ -212,22 +212,6 @@ def task_stream(stream: list[dict], title: str) -> None:
     show(figure, f"{title}. Over time, a row for each thread: {text}.")
 
 
-def stars(table, blue: list[str]) -> None:
-    """Draw the stars of repositories as bars, some of them in blue.
-
-    table: a DataFrame with the columns full_name, stars and as_of, from the bottom to the top
-    """
-    figure, axes = plt.subplots(figsize=(8, 7))
-    colors = table["full_name"].isin(blue).map({True: BLUE, False: GREY})
-    bars = axes.barh(table["full_name"], table["stars"], color=colors)
-    axes.bar_label(bars, fmt="{:,.0f}", padding=4)
-    axes.set(xlabel="stars", xticks=[])
-    axes.margins(x=0.12, y=0.01)
-    title = f"GitHub stars on {table['as_of'].iloc[0]} (blue: the three of lesson 1)"
-    figure.suptitle(title, x=0.01, ha="left")
-    show(figure, f"Bars of the stars of {len(table)} repositories, from the fewest to the most.")
-
-
 def show(figure, alt: str) -> None:
     """Show a figure once, with a text for those who do not see it (in HTML made by nbconvert)."""
     display(figure, metadata={"image/png": {"alt": alt}})
