@@ -1,12 +1,12 @@
-"""Fetch the star counts of GitHub repositories, by default the lessons' three, each once a day.
+"""Fetch the star counts of GitHub repositories, by default the lessons' three.
 
 environment:
     GITHUB_TOKEN                  5,000 requests an hour instead of 60; sent to the API only
     GITHUB_API_URL                another API: GitHub Enterprise, or notebooks/fake_github.py
     PREFECT_API_URL               the Prefect server to use; without it a temporary one is started
-    PREFECT_TASKS_REFRESH_CACHE   true: ask again for what is cached
+    PREFECT_TASKS_REFRESH_CACHE   true: ask again for what is cached (it is kept for 20 hours)
 
-exit code: 0 all fetched, 1 some failed, 2 bad arguments, 3 no Prefect server, 130/143 interrupted
+exit code: 0 all fetched, 1 some failed, 2 bad arguments, 3 no Prefect server, 130/143/129 signals
 """
 
 # The story comes first: two plain tasks, the same two made resilient, and the flow.

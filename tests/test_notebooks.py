@@ -18,10 +18,9 @@ PAGES = [ROOT / "README.md", ROOT / ".github" / "CONTRIBUTING.md"]
 PAGES += (ROOT / "notebooks").glob("*.md")
 SET_UP = "import lesson\n\ngithub = lesson.start()"
 HEADINGS = ["Set-up", "What just happened?", "Your turn", "Summary", "Going deeper"]
-# What a lesson may do without: 0 is the tour, in 8 and 9 the whole lesson is an exercise.
+# What a lesson may do without; 0 is the tour.
 OPTIONAL = {n: {"What just happened?"} for n in range(10)}
-OPTIONAL[8] = OPTIONAL[9] = {"What just happened?", "Your turn", "Going deeper"}
-OPTIONAL[0] = OPTIONAL[8] | {"Summary"}
+OPTIONAL[0] = {"What just happened?", "Your turn", "Summary", "Going deeper"}
 TAGS = {"exercise", "check", "nbval-ignore-output", "nbval-skip", "raises-exception"}
 
 
@@ -68,14 +67,9 @@ def pieces(notebook):
     return found
 
 
-def is_third_edition(path, notebook):
-    """Second-edition lessons are looked at less closely, until they are rewritten."""
-    return number(path) in (0, 9) or "## Going deeper" in prose(notebook)
-
-
 def test_there_are_lessons():
     numbers = [number(path) for path in PATHS]
-    assert set(range(1, 9)) <= set(numbers) <= set(range(10))
+    assert numbers == list(range(10))
 
 
 def test_is_valid_with_neutral_metadata(lesson):
@@ -127,7 +121,7 @@ def test_has_the_shape_of_a_lesson(lesson):
     wanted = [heading for heading in HEADINGS if heading in found]
     assert [heading for heading in found if heading in HEADINGS] == wanted
     missing = set(HEADINGS) - set(found) - OPTIONAL[n]
-    assert missing <= (set() if is_third_edition(path, notebook) else {"Going deeper"})
+    assert not missing
     if "Summary" in found:
         summary = prose(notebook).partition("## Summary")[2].partition("## Going deeper")[0]
         assert f"| {n} · " in summary
@@ -160,8 +154,6 @@ def minutes(part, n):
 
 def test_it_takes_as_long_as_it_says(lesson):
     path, notebook = lesson
-    if not is_third_edition(path, notebook):
-        pytest.skip("not rewritten yet")
     first = notebook.cells[0].source
     core, deeper = core_and_deeper(notebook)
     for part, says in (core, r"\*\*It takes\*\*\D+(\d+) min"), (deeper, r"deeper\W+(\d+) .*more"):
@@ -236,8 +228,6 @@ def test_links_lead_somewhere(lesson):
     targets = links(path, prose(notebook))
     here = PATHS.index(path)
     neighbours = {other.name for other in PATHS[max(0, here - 1) : here + 2]} - {path.name}
-    if not is_third_edition(path, notebook):
-        neighbours = {name for name in neighbours if name[:2] not in ("00", "09")}
     assert neighbours <= set(targets)
 
 

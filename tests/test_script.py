@@ -312,7 +312,7 @@ def test_what_httpx_cannot_use_of_the_environment_is_named(practice_api, script,
 
 
 def test_no_proxy_is_asked_for_what_is_on_this_machine(github, script):
-    proxy = {"http_proxy": "http://127.0.0.1:9", "NO_PROXY": "example.org"}
+    proxy = {"http_proxy": "http://127.0.0.1:9", "NO_PROXY": "no.one", "no_proxy": "example.org"}
     assert script(PYDANTIC, **proxy)[:2] == (0, lines({PYDANTIC: STARS[PYDANTIC]}))
 
 
