@@ -22,6 +22,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 LESSON = Path(__file__).with_name("notebooks") / "lesson.py"
 TOGETHER = "test_script.py", "test_gauntlet.py"  # on one worker
+LONGEST = "08_gauntlet.ipynb", "09_your_own_api.ipynb"
 
 
 def pytest_configure(config):
@@ -73,13 +74,13 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """The longest lesson comes first, or all wait for it at the end. Then what needs no Prefect
+    """The longest lessons come first, or all wait for it at the end. Then what needs no Prefect
     server, while the first one starts; the long files; the other lessons; the other tests, for the
     same reason the slow ones first.
     """
 
     def turn(item):
-        longest = item.path.name == "08_gauntlet.ipynb"
+        longest = item.path.name in LONGEST
         long = item.path.name in TOGETHER
         slow = bool(item.get_closest_marker("slow"))
         script = item.path.suffix == ".py"

@@ -221,7 +221,7 @@ def checked(stats: object) -> dict:
     """An answer that is about a repository. Raises `ValueError` for any other: do not cache it."""
     match stats:
         case {"full_name": str(), "stargazers_count": int()}:
-            return stats
+            return stats | {"temp_clone_token": None}  # a private repository's is a secret
     raise ValueError(f"the answer is no repository with a star count: {stats!r:.50}")
 
 
@@ -256,7 +256,7 @@ def reason(error: Exception) -> str:
         case httpx.HTTPStatusError(response=response):
             words = response.reason_phrase
             with suppress(ValueError, TypeError, KeyError):
-                words = f"{response.json()['message']:.150}"
+                words = " ".join(ascii(response.json()["message"]).strip("'\"").split())[:150]
             if wait := seconds_to_wait(response):
                 words += f"; it asks to wait {wait:.0f} s"
             if response.status_code in (401, 403, 429):
@@ -315,7 +315,7 @@ class Gate:
         self.over, self.why = Event(), "not asked: the flow run was interrupted"
         self.not_before, self.refusal = 0.0, ""  # GitHub's time (monotonic seconds), its answer
         self.turn = Lock()  # of the task that takes slots, for all that wait
-        self.waiting = set()  # repositories
+        self.waiting = []  # repositories
         self.slots = 0  # taken for those that wait, and not yet used
         self.told = time.monotonic() - 57  # the last line about slots: the first after 3 seconds
 
@@ -341,7 +341,7 @@ class Gate:
 
     def wait(self, repo: str, take_slots) -> None:
         """Wait until GitHub's time is over and there is a slot. Raises `NotSentError`."""
-        self.waiting.add(repo)
+        self.waiting.append(repo)
         try:
             with self.turn:
                 self.pause(0)  # if the run ended meanwhile, nobody goes on
@@ -354,7 +354,7 @@ class Gate:
             self.over.set()  # its client has tried for a minute, nobody else has to
             raise NotSentError(self.why) from error
         finally:
-            self.waiting.discard(repo)
+            self.waiting.remove(repo)
 
     def obey(self, error: httpx.HTTPStatusError) -> None:
         """Wait as GitHub asks: after a rate limit everybody, after a server error this task."""
@@ -416,9 +416,9 @@ def repositories(argv: list[str] | None) -> list[str]:
         client()
     except ValueError as error:
         parser.error(str(error))
-    except (ImportError, OSError) as error:  # of what httpx reads in the environment
-        read = filter(re.compile("(all|https?)_proxy|ssl_cert_.*", re.I).fullmatch, os.environ)
-        parser.error(f"{', '.join(read)}: {error}")
+    except (ImportError, OSError, httpx.InvalidURL) as error:  # of what is read in the environment
+        names = re.compile("(all|https?)_proxy|ssl_cert_.*|github_api_url", re.I)
+        parser.error(f"{', '.join(filter(names.fullmatch, os.environ))}: {error}")
     return repos
 
 
@@ -428,13 +428,12 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["no_proxy"] = f"{proxies.get('no', '')},127.0.0.1,localhost"
     repos, server = repositories(argv), settings.PREFECT_API_URL.value()
     code, last, page = 0, "", io.StringIO()
-    prints = {settings.PREFECT_LOGGING_LOG_PRINTS: False}  # they would be log lines only
     try:
-        with settings.temporary_settings(prints, DEFAULTS), redirect_stdout(page):
+        with settings.temporary_settings(set_defaults=DEFAULTS), redirect_stdout(page):
             if not server:
                 print("Starting a temporary Prefect server, which takes a moment", file=sys.stderr)
                 make_database()
-            show_stars(repos)
+            show_stars.with_options(log_prints=False)(repos)
     except IncompleteError as error:
         code, last = 1, f"{error}\n"
     except Exception as error:
@@ -463,7 +462,7 @@ def interrupt(number: int, _) -> None:
 if __name__ == "__main__":
     for handler in logging.getLogger().handlers:
         handler.addFilter(one_line)
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, interrupt)
-    signal.signal(getattr(signal, "SIGHUP", signal.SIGTERM), interrupt)  # a closed terminal
+    for number in signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, interrupt)
     end(main())

@@ -245,7 +245,7 @@ MUTANTS = {
         (
             "SIGTERM as the system has it",
             f"{SCRIPT}interrupted_while_workers_wait_for_a_slot",
-            *("    signal.signal(signal.SIGTERM, interrupt)\n", ""),
+            *("in signal.SIGINT, signal.SIGTERM, ", "in signal.SIGINT, "),
         ),
         (
             "given up for good",
@@ -303,7 +303,7 @@ MUTANTS = {
         (
             "a second server for a second kernel",
             f"{LESSON}several_kernels_at_once_start_one_server",
-            *("        return server_url() or _launch()", "        return _launch()"),
+            *('return server_url(version("prefect")) or _launch()', "return _launch()"),
         ),
         (
             "anybody's process is ended",
@@ -354,15 +354,12 @@ MUTANTS = {
             "notebooks/08_gauntlet.ipynb",
             *("holds = arena.api.in_flight_max <= AT_ONCE", "holds = True"),
         ),
+    ],
+    "notebooks/runs.py": [
         (
             "the settings of an older run",
             f"{GAUNTLET}a_run_knows_what_its_kernel_knows_now",
-            *("    prefect.context.GLOBAL_SETTINGS_CONTEXT = settings\n", ""),
-        ),
-        (
-            "a flow without a limit of its round",
-            f"{GAUNTLET}the_solution_keeps_every_promise",
-            *("lesson.new_limit(LIMIT, *rounds[words].limit)", "lesson.new_limit(LIMIT, *WIDE)"),
+            *('    prefect.context.GLOBAL_SETTINGS_CONTEXT = job["settings"]\n', ""),
         ),
     ],
     "notebooks/practice_api.py": [

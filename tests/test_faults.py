@@ -84,11 +84,9 @@ FAULTS = {
     "a fraction": ({"fields": {"stargazers_count": 2.5}}, 1, 0, NO_COUNT),
     "a long string": ({"fields": {"stargazers_count": "9" * 900_000}}, 1, 0, NO_COUNT),
 }
-LONG = [
-    "connect timeout",
-    "read timeout",
-    "a byte at a time",
-]  # each attempt lasts as long as the timeout
+LONG = ["connect timeout", "read timeout", "a byte at a time"]  # each lasts as long as the timeout
+if os.name == "nt":  # Prefect ends no thread there
+    del FAULTS[LONG.pop()]
 TOO_LONG = [
     name for name, fault in FAULTS.items() if "asks to wait" in fault[3]
 ]  # ends the whole run
