@@ -23,6 +23,7 @@ PIPELINE, SCRIPT = "tests/test_pipeline.py::test_", "tests/test_script.py::test_
 FAULTS, HOSTILE = "tests/test_faults.py::test_", "tests/test_hostile_input.py::test_"
 KERNELS, GAUNTLET = "tests/test_kernels.py::test_", "tests/test_gauntlet.py::test_"
 LESSON, GITHUB = "tests/test_lesson.py::test_", "tests/test_fake_github.py::test_"
+PRACTICE = "tests/test_practice_api.py::test_"
 CHECK = "tests/test_exercises.py::test_the_check_knows_right_from_wrong"
 
 # By file: the name of a change, the test or lesson that catches it, what is replaced, and by what.
@@ -335,6 +336,16 @@ MUTANTS = {
     ],
     "notebooks/gauntlet.py": [
         (
+            "another order will do",
+            f"{GAUNTLET}lines_in_another_order_and_a_run_that_hides_a_loss",
+            *("printed == good and run.state", "run.state"),
+        ),
+        (
+            "a run that hides a loss will do",
+            f"{GAUNTLET}lines_in_another_order_and_a_run_that_hides_a_loss",
+            *(' and run.state == "FAILED"', ""),
+        ),
+        (
             "made-up counts pass",
             f"{GAUNTLET}a_flow_that_asks_nobody_keeps_no_promise",
             *("if any(run.wrong for run in self.runs):", "if False:"),
@@ -370,18 +381,18 @@ MUTANTS = {
         ),
         (
             "a fault lasts for ever",
-            f"{GITHUB}faults_come_first_in_first_out",
+            f"{PRACTICE}faults_come_first_in_first_out",
             *("            fault.times -= 1\n", ""),
         ),
         (
             "reset keeps the log",
-            f"{GITHUB}reset_restores_everything",
+            f"{PRACTICE}reset_restores_everything",
             *("self._log, self._faults, self._windows = [], {}, {}",
               "self._faults, self._windows = {}, {}"),
         ),
         (
             "answers do not overlap",
-            f"{GITHUB}requests_overlap",
+            f"{PRACTICE}requests_overlap",
             *("await _disconnected(receive)  #", "time.sleep(self.latency)  #"),
         ),
     ],

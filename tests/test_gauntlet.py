@@ -59,7 +59,8 @@ TAKEN_OUT = {
     "waits as told": ("time.monotonic() + wait)", "time.monotonic() + min(wait, 4))"),
     "is never refused": (  # a slot for two requests
         'rate_limit("github-api", strict=True, timeout_seconds=3)',
-        'shared.pop("spare", 0) or shared.update(spare=not rate_limit("github-api", strict=True))',
+        'shared.pop("spare", 0) or shared.update('
+        'spare=not rate_limit("github-api", strict=True, timeout_seconds=3))',
     ),
     "sends nothing without a limit": ("strict=True, t", "strict=False, t"),
     "one refusal holds back everybody": (
