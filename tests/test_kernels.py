@@ -93,7 +93,7 @@ def test_the_life_of_two_kernels(github):
         # Interrupted while a worker waits for GitHub, and while workers wait for a slot.
         one.run(f"{REPOSITORIES}github.fail(repos[0], status=429, headers={{'retry-after': 110}})")
         one.begin("show_stars(repos[:8])")
-        one.hear("GitHub asks to wait")
+        one.hear("it asks to wait")
         one.interrupt()
         have = len(cached())
         one.run("lesson.new_limit('github-api', 5, 1e-3)")

@@ -18,9 +18,9 @@ def folder(tmp_path):
     """What the cells with %%writefile save; `my_pipeline.py` is the solution."""
     lesson = nbformat.read(ROOT / "notebooks" / "09_your_own_api.ipynb", as_version=4)
     sources = [cell.source for cell in lesson.cells]
-    files = re.findall(r"^%%writefile (\w+\.py)\n(.+?)\0", "\0".join(sources), re.M | re.S)
+    files = [re.match(r"%%writefile (\w+\.py)\n(.+)", source, re.S) for source in sources]
     (solution,) = re.findall(r"^```python\n(.+?)^```$", "\n".join(sources), re.M | re.S)
-    for name, source in files:
+    for name, source in (file.groups() for file in files if file):
         (tmp_path / name).write_text(solution if name == "my_pipeline.py" else source)
     assert {path.name for path in tmp_path.iterdir()} == {
         "my_api.py",
