@@ -30,7 +30,7 @@ BROWSERS = (
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
 )
 SCREEN = {"width": 1280, "height": 900}
-PATIENCE = 300_000  # milliseconds that a lesson may take on a slow machine
+PATIENCE = 900_000  # milliseconds that a lesson may take on a slow machine
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false"},  # no question, no request
     # All cells take their room at once, so that they can be measured without scrolling.
