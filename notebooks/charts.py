@@ -118,7 +118,7 @@ def timelines(logs: dict[str, tuple], title: str, repos: list[str], parts: tuple
         2,
         sharex="col",
         sharey=True,
-        figsize=(8, 0.8 + 1.35 * len(logs)),
+        figsize=(8, 0.8 + 1.05 * len(logs)),
         width_ratios=[max(end, 0.3 * max(ends)) for end in ends],
     )
     for row, (name, runs) in zip(all_axes, logs.items(), strict=True):

@@ -100,7 +100,7 @@ def test_the_life_of_two_kernels(github):
         for kernel, repos in ((one, REPOSITORIES), (two, OTHERS)):
             kernel.begin(f"{repos}show_stars(repos)")
         for kernel in kernels:
-            kernel.hear("wait for slots of the limit github-api")
+            kernel.hear("wait for slots of github-api")
         until(lambda: len(cached()) == have + 5)
         for kernel in kernels:
             kernel.interrupt()
