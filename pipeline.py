@@ -9,29 +9,30 @@ environment:
 exit code: 0 all fetched, 1 some failed, 2 bad arguments, 3 no Prefect server, 130/143/129 signals
 """
 
-# The story comes first: two plain tasks, the same two made resilient, and the flow.
-# Below it are three rooms, each for itself: GitHub's answers, waiting, the script.
+# First the story. Then three rooms, each for itself: GitHub's answers, waiting, the script.
 
-import signal
-
-if __name__ == "__main__":  # Ctrl-C in the seconds of the imports: no traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
+import asyncio
 import copyreg
 import io
 import logging
+import math
 import os
 import re
+import signal
 import sys
 import time
-from contextlib import closing, redirect_stdout, suppress
-from dataclasses import dataclass
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from contextlib import redirect_stdout, suppress
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from functools import cache, partial
 from json import JSONDecodeError
 from threading import Event, Lock, Timer
+from typing import ClassVar
 from urllib.request import getproxies_environment
+
+if __name__ == "__main__":  # Ctrl-C in the seconds of the imports: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import httpx
 from prefect import flow, get_run_logger, settings, task
@@ -53,14 +54,9 @@ LONGEST_WAIT = 120  # seconds; if GitHub asks to wait for longer, a request fail
 
 
 # --- The two tasks, as the first lesson meets them ------------------------------------------------
-
-
 @task
 def fetch_stats(github_repo: str) -> dict:
-    """Ask the GitHub API for one repository, named `owner/name`. Returns its JSON object.
-
-    Raises `httpx.HTTPError` for a bad answer or none, and `ValueError` where it is not JSON.
-    """
+    """Ask the GitHub API for `owner/name`. Raises `httpx.HTTPError`, or `ValueError` if no JSON."""
     response = client().get(f"/repos/{github_repo}")
     response.raise_for_status()
     return response.json()
@@ -73,11 +69,9 @@ def get_stars(repo_stats: dict) -> int:
 
 
 # --- The same two tasks, made resilient -----------------------------------------------------------
-
-
 def fetch_within_limit(github_repo: str) -> dict:
     """`fetch_stats`, as soon as GitHub has not asked us to wait and there is a slot for it."""
-    gate = gate_of_this_run()
+    gate = Gate.of_run.setdefault(flow_run.id or task_run.id, Gate())
     gate.wait(github_repo, take_slots)
     try:
         with deadline(seconds=30):  # httpx counts from one byte to the next
@@ -89,15 +83,15 @@ def fetch_within_limit(github_repo: str) -> dict:
 
 def take_slots(gate: "Gate") -> int:
     """Take a slot for each task that waits, or as many as are free. Returns how many."""
-    began = time.monotonic()
-    while True:  # look before asking: refused, Prefect's client sleeps, and nothing can wake it
+    # Look before asking: refused, Prefect's client sleeps for a while, and nothing can wake it.
+    for _ in range(20):  # then ask all the same: before Prefect 3.7 servers never show a free one
         limit = ensure_limit()
         free = limit.limit - limit.active_slots if limit.active else MAX_WORKERS
-        slot = 1 / (limit.slot_decay_per_second or 1)  # seconds until one more is free
-        if free > 0 or time.monotonic() > began + slot:  # by then, whatever an old server says
+        if free > 0:
             break
+        slot = 1 / (limit.slot_decay_per_second or 1)  # seconds until one more is free
         who = f"{len(gate.waiting)} wait for slots of {limit.name}, one each {slot:.3g} s"
-        gate.pause(min(max(slot / 20, 0.05), 1), who)
+        gate.pause(min(slot / 20, 3), who)
     count = min(max(free, 1), len(gate.waiting))
     with suppress(TimeoutError):  # another process was faster
         rate_limit(limit.name, occupy=count, strict=True, timeout_seconds=3)
@@ -145,13 +139,15 @@ def show_stars(github_repos: list[str]) -> dict[str, int]:
     Returns `{repo: count}`. Raises `ValueError` for names that are no `owner/name`, before any
     request, and `IncompleteError` if some repositories failed, after all the others are done.
     """
-    check_names(github_repos)
-    client()  # a malformed address or token is an error of the flow, not of every task run
+    check(github_repos)  # a malformed address is an error of the flow, not of every task run
     if not (limit := ensure_limit()).active:
         get_run_logger().warning(f"the limit {limit.name} is not active: it holds nothing back")
     repos = list(dict.fromkeys(github_repos))
-    with Gate():  # after it nobody waits any longer, also if the run is interrupted
+    gate = Gate.of_run[flow_run.id] = Gate()  # a new one, also when the flow run is retried
+    try:
         answers = resilient_fetch_stats.map(repos).result(raise_on_failure=False)
+    finally:
+        gate.over.set()  # nobody waits any longer, also if the run is interrupted
     stars, failures = {}, {}
     for repo, answer in zip(repos, answers, strict=True):
         if isinstance(answer, dict):
@@ -165,14 +161,13 @@ def show_stars(github_repos: list[str]) -> dict[str, int]:
 
 
 # --- GitHub's answers: the client, and what each answer means -------------------------------------
-
-
-def check_names(github_repos: list[str]) -> None:
-    """Raises `ValueError` for all that are not `owner/name`, in letters that GitHub allows."""
-    name = re.compile(r"[\w-]+/(?!\.\.?$)[\w.-]+", re.ASCII)
+def check(github_repos: list[str]) -> None:
+    """Raises `ValueError` for names that are not `owner/name`, for a wrong address or token."""
+    name = re.compile(r"[\w-]+/(?!\.\.?$)[\w.-]+", re.ASCII)  # the letters that GitHub allows
     bad = [repo for repo in github_repos if not name.fullmatch(repo)]
     if bad or not github_repos:  # Prefect uses up a generator before the flow sees it
         raise ValueError(f"not a list of repositories, as owner/name: {bad!a}")
+    client()
 
 
 def api_url() -> str:
@@ -200,13 +195,17 @@ def client_for(address: str, token: str) -> httpx.Client:
     headers = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
     if token:  # httpx takes it off again when a redirect leads to another host
         headers["Authorization"] = f"Bearer {token}"
-    return httpx.Client(
-        base_url=address,
-        headers=headers,
-        timeout=httpx.Timeout(10, connect=5, pool=None),  # seconds
-        limits=httpx.Limits(max_connections=MAX_WORKERS),
-        follow_redirects=True,  # a renamed repository answers 301
-    )
+    try:
+        return httpx.Client(
+            base_url=address,
+            headers=headers,
+            timeout=httpx.Timeout(10, connect=5, pool=None),  # seconds
+            limits=httpx.Limits(max_connections=MAX_WORKERS),
+            follow_redirects=True,  # a renamed repository answers 301
+        )
+    except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+        read = re.compile("(all|https?)_proxy|ssl_cert_.*|github_api_url", re.I)
+        raise ValueError(f"{', '.join(filter(read.fullmatch, os.environ))}: {error}") from error
 
 
 # Dask's workers pickle an `HTTPStatusError`. Of a request no headers go along: there is the token.
@@ -226,10 +225,7 @@ def checked(stats: object) -> dict:
 
 
 def seconds_to_wait(response: httpx.Response) -> float | None:
-    """How long to wait before the next attempt, as GitHub asks; None if there should be none.
-
-    A rate limit that does not say lasts a minute; for a server error that does not, it is 0.
-    """
+    """How long to wait before the next attempt, as GitHub asks; None if there should be none."""
     status, headers, now = response.status_code, response.headers, time.time()
     spent = headers.get("x-ratelimit-remaining") == "0"
     limit = spent or "retry-after" in headers or re.search("rate limit|abuse", response.text, re.I)
@@ -244,7 +240,7 @@ def seconds_to_wait(response: httpx.Response) -> float | None:
         return max(0.0, parsedate_to_datetime(after).timestamp() - now)
     if status < 500 and spent and reset.isdecimal():
         return max(0.0, float(reset) - now)
-    return 60.0 if status < 500 else 0.0
+    return 60.0 if status < 500 else 0.0  # it does not say
 
 
 def reason(error: Exception) -> str:
@@ -265,12 +261,11 @@ def reason(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-@dataclass(eq=False)
 class IncompleteError(RuntimeError):
     """Some repositories failed: `failures` has their exceptions, `stars` what the others have."""
 
-    stars: dict[str, int]
-    failures: dict[str, Exception]
+    def __init__(self, stars: dict[str, int], failures: dict[str, Exception]):
+        self.stars, self.failures = stars, failures
 
     def __str__(self) -> str:
         failed, asked = len(self.failures), len(self.failures) + len(self.stars)
@@ -279,15 +274,10 @@ class IncompleteError(RuntimeError):
 
 
 # --- Waiting: the limit, and the gate -------------------------------------------------------------
-
-
 def ensure_limit():
-    """The global concurrency limit, as it is now. If it is missing, it is created.
-
-    GitHub answers 60 an hour; with a token, counted apart, 5,000 an hour and 900 a minute.
-    """
+    """The global concurrency limit, as it is now. If it is missing, it is created."""
     name, slots, per_hour = ("github-api-token", 800, 4200) if token() else ("github-api", 50, 10)
-    size = {"limit": slots, "slot_decay_per_second": per_hour / 3600}
+    size = {"limit": slots, "slot_decay_per_second": per_hour / 3600}  # 60 or 5,000 an hour
     with get_client(sync_client=True) as prefect:
         with suppress(ObjectNotFound):
             return prefect.read_global_concurrency_limit_by_name(name)
@@ -300,33 +290,21 @@ class NotSentError(RuntimeError):
     """A request was not sent: the wait for it would be too long, or was ended."""
 
 
-gates = {}  # by flow run; by task run where there is no flow
-
-
-def gate_of_this_run() -> "Gate":
-    """The one gate of all the tasks of a flow run in this process."""
-    return gates.setdefault(flow_run.id or task_run.id, Gate())
-
-
 class Gate:
-    """Where the tasks of a run wait until their requests may be sent. `with` it, until the end."""
+    """Where the tasks of a flow run wait until their requests may be sent: one in each process."""
+
+    of_run: ClassVar[dict] = {}  # by flow run; by task run where there is no flow
 
     def __init__(self):
-        self.over, self.why = Event(), "not asked: the flow run was interrupted"
-        self.not_before, self.refusal = 0.0, ""  # GitHub's time (monotonic seconds), its answer
+        self.over = Event()  # the flow run
+        self.not_before, self.refusal = 0.0, ""  # when it opens (monotonic seconds); why not sooner
         self.turn = Lock()  # of the task that takes slots, for all that wait
         self.waiting = []  # repositories
         self.slots = 0  # taken for those that wait, and not yet used
-        self.told = time.monotonic() - 57  # the last line about slots: the first after 3 seconds
-
-    def __enter__(self) -> None:
-        gates[flow_run.id] = self  # a new one, also when the flow run is retried
-
-    def __exit__(self, *_) -> None:
-        self.over.set()
+        self.told = -60.0  # the last line about slots (monotonic seconds)
 
     def closed(self) -> float:
-        """The seconds that are left of GitHub's time."""
+        """The seconds until it opens."""
         return max(0.0, self.not_before - time.monotonic())
 
     def pause(self, seconds: float, why: str = "") -> None:
@@ -337,10 +315,10 @@ class Gate:
             self.told = time.monotonic()
             get_run_logger().warning(why)
         if self.over.wait(seconds):
-            raise NotSentError(self.why)
+            raise NotSentError("not asked: the flow run was interrupted")
 
     def wait(self, repo: str, take_slots) -> None:
-        """Wait until GitHub's time is over and there is a slot. Raises `NotSentError`."""
+        """Wait until it is open and there is a slot. Raises `NotSentError`."""
         self.waiting.append(repo)
         try:
             with self.turn:
@@ -350,9 +328,9 @@ class Gate:
                     self.slots = take_slots(self)
                 self.slots -= 1
         except httpx.TransportError as error:
-            self.why = f"Prefect's server ({settings.PREFECT_API_URL.value()}) is gone: {error}"
-            self.over.set()  # its client has tried for a minute, nobody else has to
-            raise NotSentError(self.why) from error
+            self.refusal = f"Prefect's server ({settings.PREFECT_API_URL.value()}) is gone: {error}"
+            self.not_before = math.inf  # its client has tried for a minute: nobody else has to
+            raise NotSentError(self.refusal) from error
         finally:
             self.waiting.remove(repo)
 
@@ -374,65 +352,39 @@ DEFAULTS = {
     settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # its thread takes a second to end
     settings.PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: True,
     settings.PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 120,  # 20 are too few
-    # A temporary server stalls when a write meets another one: few writes.
-    settings.PREFECT_SERVER_ANALYTICS_ENABLED: False,  # offline, it would log an error
-    settings.PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED: False,
+    settings.PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED: False,  # two writes at once stall
     settings.PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE: 200,
 }
 
 
-def make_database() -> None:
-    """Make a temporary server's database, or bring it up to date: what is wrong shows here."""
-    import asyncio
-    import sqlite3
-
-    from prefect.server.database import provide_database_interface
-
-    lock = settings.PREFECT_HOME.value() / "lock.db"
-    with closing(sqlite3.connect(lock, timeout=120)) as lock:
-        lock.execute("BEGIN EXCLUSIVE")  # one process at a time
-        asyncio.run(provide_database_interface().create_db())
-
-
 def one_line(record: logging.LogRecord) -> bool:
     """A log filter: no tracebacks. The exception that ended a run is in the line of its state."""
-    if not record.exc_info:
-        return True
-    message = record.getMessage()
-    record.msg, record.args = f"{message}: {record.exc_info[1]!r}", ()
-    record.exc_info = record.exc_text = None
-    return not message.startswith(("Encountered exception", "Task run failed"))
-
-
-def repositories(argv: list[str] | None) -> list[str]:
-    """The repositories of the command line. Ends with exit code 2 for what cannot be asked."""
-    from argparse import ArgumentParser, RawDescriptionHelpFormatter
-
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("repos", nargs="*", metavar="OWNER/NAME", default=REPOS)
-    repos = parser.parse_args(argv).repos
-    try:
-        check_names(repos)
-        client()
-    except ValueError as error:
-        parser.error(str(error))
-    except (ImportError, OSError, httpx.InvalidURL) as error:  # of what is read in the environment
-        names = re.compile("(all|https?)_proxy|ssl_cert_.*|github_api_url", re.I)
-        parser.error(f"{', '.join(filter(names.fullmatch, os.environ))}: {error}")
-    return repos
+    message, error = record.getMessage(), record.exc_info
+    if error:
+        record.msg, record.args = f"{message}: {error[1]!r}", ()
+        record.exc_info = record.exc_text = None
+    return not (error and message.startswith(("Encountered exception", "Task run failed")))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run `show_stars` from the command line. Returns the exit code."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("repos", nargs="*", metavar="OWNER/NAME", default=REPOS)
+    repos = parser.parse_args(argv).repos
     if proxies := getproxies_environment():  # none is asked for what is on this machine
         os.environ["no_proxy"] = f"{proxies.get('no', '')},127.0.0.1,localhost"
-    repos, server = repositories(argv), settings.PREFECT_API_URL.value()
-    code, last, page = 0, "", io.StringIO()
+    try:
+        check(repos)
+    except ValueError as error:
+        parser.error(str(error))
+    server, page, code, last = settings.PREFECT_API_URL.value(), io.StringIO(), 0, ""
     try:
         with settings.temporary_settings(set_defaults=DEFAULTS), redirect_stdout(page):
             if not server:
                 print("Starting a temporary Prefect server, which takes a moment", file=sys.stderr)
-                make_database()
+                from prefect.server.database import provide_database_interface as database
+
+                asyncio.run(database().create_db())  # if it cannot be made, that shows here
             show_stars.with_options(log_prints=False)(repos)
     except IncompleteError as error:
         code, last = 1, f"{error}\n"

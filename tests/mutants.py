@@ -134,7 +134,7 @@ MUTANTS = {
         ),
         (
             "pickle instead of JSON",
-            f"{PIPELINE}results_are_json_that_expires_after_a_day",
+            f"{PIPELINE}results_are_json_that_expires_before_the_next_morning",
             *("JSONSerializer(object_decoder=None)", '"pickle"'),
         ),
         (
@@ -155,7 +155,7 @@ MUTANTS = {
         ),
         (
             "cached for a second",
-            f"{PIPELINE}results_are_json_that_expires_after_a_day",
+            f"{PIPELINE}results_are_json_that_expires_before_the_next_morning",
             *("timedelta(hours=20)", "timedelta(seconds=1)"),
         ),
         (
@@ -181,7 +181,7 @@ MUTANTS = {
         (
             "the look is the truth",
             f"{PIPELINE}a_limit_that_nobody_can_see_is_asked_for_all_the_same",
-            *("if free > 0 or time.monotonic() > began + slot:", "if free > 0:"),
+            *("for _ in range(20):", "while True:"),
         ),
         (
             "somebody's limit is changed",
@@ -234,14 +234,18 @@ MUTANTS = {
         ),
         (
             "a line for each look",
-            f"{SCRIPT}interrupted_while_workers_wait_for_a_slot",
+            f"{PIPELINE}once_a_minute_it_says_that_it_waits",
             *("self.told > 60", "self.told > 0"),
+        ),
+        (
+            "it says once that it waits",
+            f"{PIPELINE}once_a_minute_it_says_that_it_waits",
+            *("self.told > 60", "self.told > 6000"),
         ),
         (
             "an interrupt ends no wait",
             f"{KERNELS}the_life_of_two_kernels",
-            *("    def __exit__(self, *_) -> None:\n        self.over.set()",
-              "    def __exit__(self, *_) -> None:\n        pass"),
+            *("        gate.over.set()", "        pass"),
         ),
         (
             "SIGTERM as the system has it",
@@ -251,7 +255,8 @@ MUTANTS = {
         (
             "given up for good",
             f"{PIPELINE}a_flow_run_that_is_retried_starts_afresh",
-            *("        gates[flow_run.id] = self", "        gates.setdefault(flow_run.id, self)"),
+            *("Gate.of_run[flow_run.id] = Gate()",
+              "Gate.of_run.setdefault(flow_run.id, Gate())"),
         ),
         (
             "a flow run cannot be retried",
@@ -283,6 +288,16 @@ MUTANTS = {
             "retry-after is ignored",
             f"{PIPELINE}how_long_github_asks_to_wait",
             *('headers.get("retry-after", ""), ', '"", '),
+        ),
+        (
+            "a proxy is asked for this machine",
+            f"{SCRIPT}no_proxy_is_asked_for_what_is_on_this_machine",
+            *("if proxies := getproxies_environment():", "if proxies := {}:"),
+        ),
+        (
+            "a temporary server writes one by one",
+            f"{SCRIPT}on_a_temporary_server",
+            *("RECORDER_BATCH_SIZE: 200", "RECORDER_BATCH_SIZE: 1"),
         ),
         (
             "exit code 0 in any case",

@@ -9,6 +9,7 @@ from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -376,6 +377,16 @@ def test_takes_a_slot_for_each_request_and_none_for_a_cached_result(github):
     for _ in range(2):
         show_stars(MANY[:20])
         assert read_limit().active_slots == len(github.requests) == 22
+
+
+def test_once_a_minute_it_says_that_it_waits(github, monkeypatch, caplog):
+    clock = SimpleNamespace(monotonic=lambda: 30 * time.monotonic(), time=time.time)
+    monkeypatch.setattr(pipeline, "time", clock)  # each second is half a minute
+    lesson.new_limit("github-api", 1, 0.2)
+    began = time.monotonic()
+    show_stars(MANY[:3])  # the last one waits for some ten seconds
+    minutes = (time.monotonic() - began) / 2
+    assert 3 <= len(re.findall("wait for slots of github-api", caplog.text)) <= minutes + 1
 
 
 def test_a_task_called_alone_takes_one_slot(github):
