@@ -31,8 +31,8 @@ from threading import Event, Lock, Timer
 from typing import ClassVar
 from urllib.request import getproxies_environment
 
-if __name__ == "__main__":  # Ctrl-C in the seconds of the imports: no traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: no traceback
 
 import httpx
 from prefect import flow, get_run_logger, settings, task
@@ -70,11 +70,11 @@ def get_stars(repo_stats: dict) -> int:
 
 # --- The same two tasks, made resilient -----------------------------------------------------------
 def fetch_within_limit(github_repo: str) -> dict:
-    """`fetch_stats`, as soon as GitHub has not asked us to wait and there is a slot for it."""
+    """`fetch_stats`, once there is a slot for it and no wait is left that GitHub asked for."""
     gate = Gate.of_run.setdefault(flow_run.id or task_run.id, Gate())
     gate.wait(github_repo, take_slots)
     try:
-        with deadline(seconds=30):  # httpx counts from one byte to the next
+        with deadline(seconds=30):  # httpx's own time-out starts again with each byte
             return checked(fetch_stats.fn(github_repo))
     except httpx.HTTPStatusError as error:
         gate.obey(error)
@@ -82,16 +82,16 @@ def fetch_within_limit(github_repo: str) -> dict:
 
 
 def take_slots(gate: "Gate") -> int:
-    """Take a slot for each task that waits, or as many as are free. Returns how many."""
+    """Wait for slots; take one for each waiting task, or as many as are free. Returns how many."""
     # Look before asking: refused, Prefect's client sleeps for a while, and nothing can wake it.
-    for _ in range(20):  # then ask all the same: before Prefect 3.7 servers never show a free one
+    for _ in range(20):  # in a slot's time or a minute; then ask: old servers never show a free one
         limit = ensure_limit()
         free = limit.limit - limit.active_slots if limit.active else MAX_WORKERS
         if free > 0:
             break
         slot = 1 / (limit.slot_decay_per_second or 1)  # seconds until one more is free
-        who = f"{len(gate.waiting)} wait for slots of {limit.name}, one each {slot:.3g} s"
-        gate.pause(min(slot / 20, 3), who)
+        why = f"{len(gate.waiting)} wait for slots of {limit.name}, one each {slot:.3g} s"
+        gate.pause(min(slot / 20, 3), why)
     count = min(max(free, 1), len(gate.waiting))
     with suppress(TimeoutError):  # another process was faster
         rate_limit(limit.name, occupy=count, strict=True, timeout_seconds=3)
@@ -105,8 +105,8 @@ def can_heal(task, task_run, state) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
         wait = seconds_to_wait(error.response)
         return wait is not None and wait <= LONGEST_WAIT
-    passing = httpx.TransportError, TimeoutError, JSONDecodeError, ConcurrencySlotAcquisitionError
-    return isinstance(error, passing)
+    passing = httpx.TransportError, httpx.DecodingError, TimeoutError, JSONDecodeError
+    return isinstance(error, (*passing, UnicodeDecodeError, ConcurrencySlotAcquisitionError))
 
 
 def task_and_api(context, parameters) -> str:
@@ -126,7 +126,7 @@ resilient_fetch_stats = task(
     # Caching: as JSON files, by repository, task and API. A failure is never served.
     cache_policy=INPUTS + CacheKeyFnPolicy(cache_key_fn=task_and_api),
     cache_expiration=timedelta(hours=20),  # not a day: a run each morning is to ask again
-    result_serializer=JSONSerializer(object_decoder=None),  # no answer chooses a class to be made
+    result_serializer=JSONSerializer(object_decoder=None),  # so that no answer can name a class
 )
 named_get_stars = get_stars.with_options(task_run_name="get_stars {repo_stats[full_name]}")
 
@@ -136,10 +136,10 @@ named_get_stars = get_stars.with_options(task_run_name="get_stars {repo_stats[fu
 def show_stars(github_repos: list[str]) -> dict[str, int]:
     """Print `{repo}: {count} stars` for each repository, in the order asked.
 
-    Returns `{repo: count}`. Raises `ValueError` for names that are no `owner/name`, before any
+    Returns `{repo: count}`. Raises `ValueError` for a bad name, address or token, before any
     request, and `IncompleteError` if some repositories failed, after all the others are done.
     """
-    check(github_repos)  # a malformed address is an error of the flow, not of every task run
+    check(github_repos)
     if not (limit := ensure_limit()).active:
         get_run_logger().warning(f"the limit {limit.name} is not active: it holds nothing back")
     repos = list(dict.fromkeys(github_repos))
@@ -165,7 +165,7 @@ def check(github_repos: list[str]) -> None:
     """Raises `ValueError` for names that are not `owner/name`, for a wrong address or token."""
     name = re.compile(r"[\w-]+/(?!\.\.?$)[\w.-]+", re.ASCII)  # the letters that GitHub allows
     bad = [repo for repo in github_repos if not name.fullmatch(repo)]
-    if bad or not github_repos:  # Prefect uses up a generator before the flow sees it
+    if bad or not github_repos:  # a generator arrives here used up
         raise ValueError(f"not a list of repositories, as owner/name: {bad!a}")
     client()
 
@@ -208,16 +208,16 @@ def client_for(address: str, token: str) -> httpx.Client:
         raise ValueError(f"{', '.join(filter(read.fullmatch, os.environ))}: {error}") from error
 
 
-# Dask's workers pickle an `HTTPStatusError`. Of a request no headers go along: there is the token.
+# Dask pickles an `HTTPStatusError`. Its request goes without headers: the token is among them.
 copyreg.pickle(httpx.Request, lambda request: (httpx.Request, (request.method, request.url)))
 copyreg.pickle(
     httpx.HTTPStatusError,
-    lambda e: (partial(type(e), str(e), request=e.request, response=e.response), ()),
+    lambda e: (partial(httpx.HTTPStatusError, str(e), request=e.request, response=e.response), ()),
 )
 
 
 def checked(stats: object) -> dict:
-    """An answer that is about a repository. Raises `ValueError` for any other: do not cache it."""
+    """The answer, if it is about a repository; else a `ValueError`, which is never cached."""
     match stats:
         case {"full_name": str(), "stargazers_count": int()}:
             return stats | {"temp_clone_token": None}  # a private repository's is a secret
@@ -225,11 +225,11 @@ def checked(stats: object) -> dict:
 
 
 def seconds_to_wait(response: httpx.Response) -> float | None:
-    """How long to wait before the next attempt, as GitHub asks; None if there should be none."""
+    """How long to wait before the next attempt, as GitHub asks; None: do not try again."""
     status, headers, now = response.status_code, response.headers, time.time()
     spent = headers.get("x-ratelimit-remaining") == "0"
-    limit = spent or "retry-after" in headers or re.search("rate limit|abuse", response.text, re.I)
-    if not (status >= 500 or status == 429 or (status == 403 and limit)):
+    limited = spent or "retry-after" in headers or re.search("(?i)rate limit|abuse", response.text)
+    if not (status >= 500 or status == 429 or (status == 403 and limited)):
         return None
     after, reset = headers.get("retry-after", ""), headers.get("x-ratelimit-reset", "")
     with suppress(KeyError, ValueError, OverflowError):  # GitHub's clock: ours may be wrong
@@ -247,8 +247,7 @@ def reason(error: Exception) -> str:
     """One line that says why a repository failed. A bad answer is told in GitHub's own words."""
     match error:
         case httpx.TransportError():
-            why = f"{api_url()} could not be reached ({str(error) or type(error).__name__})"
-            return why + ": no network, or a proxy? To practise offline: notebooks/fake_github.py"
+            return f"{api_url()} could not be reached: {error!r}. Offline: notebooks/fake_github.py"
         case httpx.HTTPStatusError(response=response):
             words = response.reason_phrase
             with suppress(ValueError, TypeError, KeyError):
@@ -277,7 +276,7 @@ class IncompleteError(RuntimeError):
 def ensure_limit():
     """The global concurrency limit, as it is now. If it is missing, it is created."""
     name, slots, per_hour = ("github-api-token", 800, 4200) if token() else ("github-api", 50, 10)
-    size = {"limit": slots, "slot_decay_per_second": per_hour / 3600}  # 60 or 5,000 an hour
+    size = {"limit": slots, "slot_decay_per_second": per_hour / 3600}  # in sum 60 or 5,000
     with get_client(sync_client=True) as prefect:
         with suppress(ObjectNotFound):
             return prefect.read_global_concurrency_limit_by_name(name)
@@ -299,17 +298,17 @@ class Gate:
         self.over = Event()  # the flow run
         self.not_before, self.refusal = 0.0, ""  # when it opens (monotonic seconds); why not sooner
         self.turn = Lock()  # of the task that takes slots, for all that wait
-        self.waiting = []  # repositories
+        self.waiting = []  # their repositories
         self.slots = 0  # taken for those that wait, and not yet used
         self.told = -60.0  # the last line about slots (monotonic seconds)
 
-    def closed(self) -> float:
+    def closed_for(self) -> float:
         """The seconds until it opens."""
         return max(0.0, self.not_before - time.monotonic())
 
     def pause(self, seconds: float, why: str = "") -> None:
-        """Sleep, and log why, once a minute. Raises `NotSentError` if it is no use to wait."""
-        if self.closed() > LONGEST_WAIT:
+        """Sleep; log why, at most once a minute. Raises `NotSentError` if it is no use to wait."""
+        if self.closed_for() > LONGEST_WAIT:
             raise NotSentError(self.refusal)
         if why and time.monotonic() - self.told > 60:
             self.told = time.monotonic()
@@ -323,42 +322,41 @@ class Gate:
         try:
             with self.turn:
                 self.pause(0)  # if the run ended meanwhile, nobody goes on
-                while not self.slots or self.closed() > 0:
-                    self.pause(self.closed())
-                    self.slots = take_slots(self)
+                while not self.slots or self.closed_for() > 0:
+                    self.pause(self.closed_for())
+                    self.slots = take_slots(self)  # those from before the pause are lost
                 self.slots -= 1
-        except httpx.TransportError as error:
-            self.refusal = f"Prefect's server ({settings.PREFECT_API_URL.value()}) is gone: {error}"
-            self.not_before = math.inf  # its client has tried for a minute: nobody else has to
+        except httpx.TransportError as error:  # Prefect's client has tried for a minute: enough
+            self.refusal, self.not_before = f"Prefect's server is gone: {error}", math.inf
             raise NotSentError(self.refusal) from error
         finally:
             self.waiting.remove(repo)
 
     def obey(self, error: httpx.HTTPStatusError) -> None:
-        """Wait as GitHub asks: after a rate limit everybody, after a server error this task."""
+        """Do as GitHub asks: a rate limit closes the gate, a server error delays this task."""
         wait, why = seconds_to_wait(error.response) or 0, reason(error)
-        if wait > self.closed() + 1:  # else it has been said
+        if wait > self.closed_for() + 1:  # else it has been said
             get_run_logger().warning(why)
         if error.response.status_code >= 500:
-            self.pause(wait if wait <= LONGEST_WAIT else 0)
-        elif wait > self.closed():
-            self.not_before, self.refusal = time.monotonic() + wait, why
+            self.over.wait(wait if wait <= LONGEST_WAIT else 0)
+        elif wait > self.closed_for():
+            self.refusal, self.not_before = why, time.monotonic() + wait
 
 
 # --- The script -----------------------------------------------------------------------------------
-
 DEFAULTS = {
-    settings.PREFECT_CLIENT_RETRY_EXTRA_CODES: {500},  # as it does for 503
+    settings.PREFECT_CLIENT_RETRY_EXTRA_CODES: {500},  # retried, as 503 is
     settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # its thread takes a second to end
     settings.PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: True,
     settings.PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 120,  # 20 are too few
+    settings.PREFECT_SERVER_ANALYTICS_ENABLED: False,  # offline, it would log an error
     settings.PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED: False,  # two writes at once stall
     settings.PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE: 200,
 }
 
 
 def one_line(record: logging.LogRecord) -> bool:
-    """A log filter: no tracebacks. The exception that ended a run is in the line of its state."""
+    """A log filter: no tracebacks, and no line that a run's final state repeats."""
     message, error = record.getMessage(), record.exc_info
     if error:
         record.msg, record.args = f"{message}: {error[1]!r}", ()
@@ -377,9 +375,9 @@ def main(argv: list[str] | None = None) -> int:
         check(repos)
     except ValueError as error:
         parser.error(str(error))
-    server, page, code, last = settings.PREFECT_API_URL.value(), io.StringIO(), 0, ""
+    server, out, code, err = settings.PREFECT_API_URL.value(), io.StringIO(), 0, ""
     try:
-        with settings.temporary_settings(set_defaults=DEFAULTS), redirect_stdout(page):
+        with settings.temporary_settings(set_defaults=DEFAULTS), redirect_stdout(out):
             if not server:
                 print("Starting a temporary Prefect server, which takes a moment", file=sys.stderr)
                 from prefect.server.database import provide_database_interface as database
@@ -387,10 +385,12 @@ def main(argv: list[str] | None = None) -> int:
                 asyncio.run(database().create_db())  # if it cannot be made, that shows here
             show_stars.with_options(log_prints=False)(repos)
     except IncompleteError as error:
-        code, last = 1, f"{error}\n"
+        code, err = 1, f"{error}\n"
+    except (LookupError, TypeError, AttributeError, NameError):
+        raise  # a mistake in this file
     except Exception as error:
-        code, last = 3, f"The Prefect server ({server or 'temporary'}) failed: {error}\n"
-    for text, file in (page.getvalue(), sys.stdout), (last, sys.stderr):
+        code, err = 3, f"The Prefect server ({server or 'temporary'}) failed: {error}\n"
+    for text, file in (out.getvalue(), sys.stdout), (err, sys.stderr):
         with suppress(OSError):  # a full disk, or nobody reads it
             print(text, end="", file=file, flush=True)
     return code

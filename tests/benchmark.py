@@ -1,6 +1,6 @@
 """What a person waits for: the same work by four means. Makes the figures of notebooks/cost.md.
 
-    python tests/benchmark.py      some eight minutes, on a machine with nothing else to do
+    python tests/benchmark.py      some twelve minutes, on a machine with nothing else to do
 
 Starts a practice API that takes 100 ms for an answer and two Prefect servers: the lessons', and one
 with Prefect's default settings. Each contender runs in a process of its own, from an empty cache
@@ -268,7 +268,8 @@ def draw(medians: dict) -> None:
     for (name, (_, _, counts)), (color, style) in zip(CONTENDERS.items(), styles, strict=True):
         seconds = [medians[name, count][0] for count in counts]
         axes.plot(counts, seconds, style, color=color, marker="o")
-        axes.text(counts[-1] * 1.15, seconds[-1], name, color=color, va="center")
+        label = name.replace(", ", ",\n")
+        axes.text(counts[-1] * 1.15, seconds[-1], label, color=color, va="bottom")
     axes.set(xscale="log", yscale="log", xlabel="repositories", ylabel="seconds (log scale)")
     axes.set_xticks([10, 100, 1000], ["10", "100", "1,000"], minor=False)
     axes.yaxis.set_major_formatter("{x:g}")

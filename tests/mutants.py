@@ -58,7 +58,7 @@ MUTANTS = {
         (
             "a cached result that is being written is a failure",
             f"{PIPELINE}a_result_that_another_process_is_just_writing_is_read_again",
-            *("TimeoutError, JSONDecodeError, ", "TimeoutError, "),
+            *("TimeoutError, JSONDecodeError\n", "TimeoutError\n"),
         ),
         (
             "no cap on threads",
@@ -214,12 +214,13 @@ MUTANTS = {
         (
             "a lost slot is used later",
             f"{PIPELINE}nobody_asks_before_the_time_is_over_that_github_names",
-            *("while not self.slots or self.closed() > 0:", "while not self.slots:"),
+            *("while not self.slots or self.closed_for() > 0:", "while not self.slots:"),
         ),
         (
             "who waits for a slot hears nothing of GitHub",
             f"{PIPELINE}who_waits_for_a_slot_hears_that_the_wait_for_github_is_too_long",
-            *("if self.closed() > LONGEST_WAIT:", "if not why and self.closed() > LONGEST_WAIT:"),
+            *("if self.closed_for() > LONGEST_WAIT:",
+              "if not why and self.closed_for() > LONGEST_WAIT:"),
         ),
         (
             "the clock here counts",
@@ -267,7 +268,7 @@ MUTANTS = {
         (
             "a wait of hours is allowed",
             f"{PIPELINE}a_spent_allowance_is_not_asked_again",
-            *("if self.closed() > LONGEST_WAIT:", "if self.closed() > 1e9:"),
+            *("if self.closed_for() > LONGEST_WAIT:", "if self.closed_for() > 1e9:"),
         ),
         (
             "a rate limit is for one repository",
@@ -277,7 +278,7 @@ MUTANTS = {
         (
             "a later time is not learned",
             f"{PIPELINE}each_time_that_github_names_is_over",
-            *("elif wait > self.closed():", "elif self.closed() < 0:"),
+            *("elif wait > self.closed_for():", "elif self.closed_for() < 0:"),
         ),
         (
             "a server error is for all",
@@ -302,7 +303,7 @@ MUTANTS = {
         (
             "exit code 0 in any case",
             f"{SCRIPT}a_failure_shows_the_rest_and_one_line",
-            *("code, last = 1, f", "code, last = 0, f"),
+            *("code, err = 1, f", "code, err = 0, f"),
         ),
         (
             "what was printed is lost when the server is gone",

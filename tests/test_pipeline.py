@@ -123,6 +123,8 @@ CAN_HEAL = [
     {"body": "<html>moved</html>"},
     {"body": ""},
     {"body": '{"stargazers_count": 2'},
+    {"body": b"<html>caf\xe9</html>"},
+    {"headers": {"content-encoding": "gzip"}},
 ]
 CANNOT_HEAL = [
     {"status": 400},
