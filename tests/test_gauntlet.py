@@ -311,22 +311,6 @@ def command(*arguments, **environment):
     )
 
 
-def test_the_command_keeps_every_promise_of_another_api(gauntlet, tmp_path):
-    (tmp_path / "my_pipeline.py").write_text(solution("page views"))
-    (tmp_path / "my_api.py").write_text(PAGE_VIEWS)
-    done = command(
-        ROOT / "notebooks" / "gauntlet.py",
-        f"{tmp_path}/my_pipeline.py:my_stars",
-        "--api",
-        f"{tmp_path}/my_api.py:API",
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    title, *lines = done.stdout.splitlines()
-    assert title == f"my_stars: {len(TAKEN_OUT)} of {len(TAKEN_OUT)}"
-    assert len(lines) == len(TAKEN_OUT)
-    assert all(line.startswith("✓ holds") for line in lines)
-
-
 def test_the_exit_code_says_whether_all_hold(gauntlet, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "one_of_two.py").write_text(solution("github", without="keeps two APIs apart"))
