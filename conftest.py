@@ -30,6 +30,8 @@ def pytest_configure(config):
     config.option.nbval_sanitize_with = str(config.rootpath / "tests" / "sanitize.cfg")
     # Whoever ends the run with a signal gets the servers ended with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A shell that runs the tests in the background has this one ignored, in what they start too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if worker := getattr(config, "workerinput", None):
         home = Path(os.environ["LESSONS_HOME"], worker["workerid"])
         home.mkdir()
