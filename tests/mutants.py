@@ -115,7 +115,7 @@ MUTANTS = {
         (
             "an HTTP error cannot be unpickled",
             f"{PIPELINE}on_dask_a_failure_is_the_same_as_with_threads",
-            *("copyreg.pickle(\n    httpx.HTTPStatusError", "copyreg.pickle(\n    IncompleteError"),
+            *("copyreg.pickle(\n    httpx.HTTPStatusError", "copyreg.pickle(\n    LookupError"),
         ),
         (
             "any name goes",
@@ -213,7 +213,7 @@ MUTANTS = {
         ),
         (
             "a lost slot is used later",
-            f"{PIPELINE}nobody_asks_before_the_time_is_over_that_github_names",
+            f"{PIPELINE}a_slot_that_comes_before_the_time_is_over_is_not_used",
             *("while not self.slots or self.closed_for() > 0:", "while not self.slots:"),
         ),
         (

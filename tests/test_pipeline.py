@@ -276,14 +276,7 @@ def test_each_time_that_github_names_is_over(github):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("slots", "free_a_second", "on_their_way"),
-    [(5000, 1, MAX_WORKERS - 1), (4, 10, 4)],  # all that ask, and all but a few wait for a slot
-)
-def test_nobody_asks_before_the_time_is_over_that_github_names(
-    github, slots, free_a_second, on_their_way
-):
-    lesson.new_limit("github-api", slots, free_a_second)
+def test_nobody_asks_before_the_time_is_over_that_github_names(github):
     github.latency = 0.05
     github.fail(MANY[20], status=429, headers={"retry-after": 3})
     assert list(show_stars(MANY)) == MANY
@@ -292,8 +285,17 @@ def test_nobody_asks_before_the_time_is_over_that_github_names(
     [refused] = log.index[log["status"] == 429]
     told = log["time"][refused] + log["duration"][refused]
     meanwhile = log["time"].between(told, told + 2.5)
-    assert meanwhile.sum() <= on_their_way
+    assert meanwhile.sum() < MAX_WORKERS  # on their way
     assert log["time"].max() > told + 2.5
+
+
+def test_a_slot_that_comes_before_the_time_is_over_is_not_used(github):
+    lesson.new_limit("github-api", 1, 0.5)
+    github.fail("*", status=429, latency=0.5, headers={"retry-after": 4})
+    assert list(show_stars(MANY[:2])) == MANY[:2]
+    log = github.requests
+    assert log["status"].tolist() == [429, 200, 200]
+    assert log["time"][1] > log["time"][0] + log["duration"][0] + 3.5
 
 
 def test_a_spent_allowance_is_not_asked_again(github, monkeypatch):
