@@ -377,7 +377,9 @@ def test_bad_names_and_addresses_are_refused(monkeypatch, capsys):
     assert message().startswith("GITHUB_API_URL is not an http(s) address: 'nonsense'")
 
 
-def test_on_a_temporary_server(github, new_database, tmp_path):
+def test_on_a_temporary_server(github, new_database, tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        monkeypatch.delenv(name)  # the lessons' server is calm already
     home = tmp_path / "home"
     home.mkdir()
     shutil.copy(new_database, home / "prefect.db")  # to make one takes ten seconds
@@ -385,8 +387,6 @@ def test_on_a_temporary_server(github, new_database, tmp_path):
         "HOME": str(tmp_path),
         "USERPROFILE": str(tmp_path),
         "PREFECT_HOME": str(home),
-        "PREFECT_API_URL": "",
-        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
     }
     code, printed, said = in_new_process(*SOME, **environment)
     assert code == 0
