@@ -83,8 +83,8 @@ def fetch_within_limit(github_repo: str) -> dict:
 
 def take_slots(gate: "Gate") -> int:
     """Wait for slots; take one for each waiting task, or as many as are free. Returns how many."""
-    # Look before asking: refused, Prefect's client sleeps for a while, and nothing can wake it.
-    for _ in range(20):  # in a slot's time or a minute; then ask: old servers never show a free one
+    # Look before asking: refused, Prefect's client sleeps, and only its time-out can wake it.
+    for _ in range(20):  # in a slot's time or a minute; then ask: old servers show none grown back
         limit = ensure_limit()
         free = limit.limit - limit.active_slots if limit.active else MAX_WORKERS
         if free > 0:
@@ -94,7 +94,7 @@ def take_slots(gate: "Gate") -> int:
         gate.pause(min(slot / 20, 3), why)
     count = min(max(free, 1), len(gate.waiting))
     with suppress(TimeoutError):  # another process was faster
-        rate_limit(limit.name, occupy=count, strict=True, timeout_seconds=3)
+        rate_limit(limit.name, occupy=count, strict=True, timeout_seconds=8)
         return count
     return 0
 
@@ -267,9 +267,9 @@ class IncompleteError(RuntimeError):
         self.stars, self.failures = stars, failures
 
     def __str__(self) -> str:
-        failed, asked = len(self.failures), len(self.failures) + len(self.stars)
-        reasons = [f"{repo}: {reason(error)}" for repo, error in self.failures.items()]
-        return "\n".join([f"{failed} of {asked} repositories failed", *reasons])
+        lines = [f"{repo}: {reason(error)}" for repo, error in self.failures.items()]
+        head = f"{len(lines)} of {len(lines) + len(self.stars)} repositories failed"
+        return "\n".join([head, *lines])
 
 
 # --- Waiting: the limit, and the gate -------------------------------------------------------------
@@ -296,20 +296,19 @@ class Gate:
 
     def __init__(self):
         self.over = Event()  # the flow run
-        self.not_before, self.refusal = 0.0, ""  # when it opens (monotonic seconds); why not sooner
+        self.refusals = [(0.0, "")]  # until when it is closed (monotonic seconds), and why
         self.turn = Lock()  # of the task that takes slots, for all that wait
         self.waiting = []  # their repositories
         self.slots = 0  # taken for those that wait, and not yet used
         self.told = -60.0  # the last line about slots (monotonic seconds)
 
     def closed_for(self) -> float:
-        """The seconds until it opens."""
-        return max(0.0, self.not_before - time.monotonic())
+        return max(0.0, max(self.refusals)[0] - time.monotonic())  # seconds
 
     def pause(self, seconds: float, why: str = "") -> None:
         """Sleep; log why, at most once a minute. Raises `NotSentError` if it is no use to wait."""
         if self.closed_for() > LONGEST_WAIT:
-            raise NotSentError(self.refusal)
+            raise NotSentError(max(self.refusals)[1])
         if why and time.monotonic() - self.told > 60:
             self.told = time.monotonic()
             get_run_logger().warning(why)
@@ -319,18 +318,18 @@ class Gate:
     def wait(self, repo: str, take_slots) -> None:
         """Wait until it is open and there is a slot. Raises `NotSentError`."""
         self.waiting.append(repo)
-        try:
-            with self.turn:
+        with self.turn:
+            try:
                 self.pause(0)  # if the run ended meanwhile, nobody goes on
                 while not self.slots or self.closed_for() > 0:
                     self.pause(self.closed_for())
                     self.slots = take_slots(self)  # those from before the pause are lost
                 self.slots -= 1
-        except httpx.TransportError as error:  # Prefect's client has tried for a minute: enough
-            self.refusal, self.not_before = f"Prefect's server is gone: {error}", math.inf
-            raise NotSentError(self.refusal) from error
-        finally:
-            self.waiting.remove(repo)
+            except httpx.HTTPError as error:  # Prefect's client has tried for a minute: enough
+                self.refusals.append((math.inf, f"Prefect's server failed: {error}"))
+                raise NotSentError(max(self.refusals)[1]) from error
+            finally:
+                self.waiting.remove(repo)
 
     def obey(self, error: httpx.HTTPStatusError) -> None:
         """Do as GitHub asks: a rate limit closes the gate, a server error delays this task."""
@@ -339,8 +338,8 @@ class Gate:
             get_run_logger().warning(why)
         if error.response.status_code >= 500:
             self.over.wait(wait if wait <= LONGEST_WAIT else 0)
-        elif wait > self.closed_for():
-            self.refusal, self.not_before = why, time.monotonic() + wait
+        elif wait:
+            self.refusals.append((time.monotonic() + wait, why))
 
 
 # --- The script -----------------------------------------------------------------------------------
@@ -389,7 +388,7 @@ def main(argv: list[str] | None = None) -> int:
     except (LookupError, TypeError, AttributeError, NameError):
         raise  # a mistake in this file
     except Exception as error:
-        code, err = 3, f"The Prefect server ({server or 'temporary'}) failed: {error}\n"
+        code, err = 3, f"The Prefect server ({server or 'temporary'}) failed: {error!r}\n"
     for text, file in (out.getvalue(), sys.stdout), (err, sys.stderr):
         with suppress(OSError):  # a full disk, or nobody reads it
             print(text, end="", file=file, flush=True)
@@ -401,6 +400,7 @@ def end(code: int) -> None:
     timer = Timer(10, os._exit, [code])
     timer.daemon = True
     timer.start()
+    sys.stdout = None  # what could not be written there is not tried once more
     sys.exit(code)
 
 
