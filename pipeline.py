@@ -94,7 +94,7 @@ def take_slots(gate: "Gate") -> int:
         gate.pause(min(slot / 20, 3), why)
     count = min(max(free, 1), len(gate.waiting))
     with suppress(TimeoutError):  # another process was faster
-        rate_limit(limit.name, occupy=count, strict=True, timeout_seconds=8)
+        rate_limit(limit.name, occupy=count, strict=True, timeout_seconds=3)
         return count
     return 0
 

@@ -161,7 +161,7 @@ MUTANTS = {
         (
             "no limit",
             f"{PIPELINE}takes_a_slot_for_each_request_and_none_for_a_cached_result",
-            *("rate_limit(limit.name, occupy=count, strict=True, timeout_seconds=8)", "pass"),
+            *("rate_limit(limit.name, occupy=count, strict=True, timeout_seconds=3)", "pass"),
         ),
         (
             "a slot for many",
