@@ -208,7 +208,7 @@ def client_for(address: str, token: str) -> httpx.Client:
         raise ValueError(f"{', '.join(filter(read.fullmatch, os.environ))}: {error}") from error
 
 
-# Dask pickles an `HTTPStatusError`. Its request goes without headers: the token is among them.
+# Dask (lesson 7) pickles an `HTTPStatusError`: its request without headers, for there is the token.
 copyreg.pickle(httpx.Request, lambda request: (httpx.Request, (request.method, request.url)))
 copyreg.pickle(
     httpx.HTTPStatusError,
@@ -381,7 +381,7 @@ def main(argv: list[str] | None = None) -> int:
                 print("Starting a temporary Prefect server, which takes a moment", file=sys.stderr)
                 from prefect.server.database import provide_database_interface as database
 
-                asyncio.run(database().create_db())  # if it cannot be made, that shows here
+                asyncio.run(database().create_db())  # what is wrong with it shows here, at once
             show_stars.with_options(log_prints=False)(repos)
     except IncompleteError as error:
         code, err = 1, f"{error}\n"
@@ -389,7 +389,7 @@ def main(argv: list[str] | None = None) -> int:
         raise  # a mistake in this file
     except Exception as error:
         code, err = 3, f"The Prefect server ({server or 'temporary'}) failed: {error!r}\n"
-    for text, file in (out.getvalue(), sys.stdout), (err, sys.stderr):
+    for text, file in (out.getvalue(), sys.stdout), (err, sys.stderr):  # below the logs
         with suppress(OSError):  # a full disk, or nobody reads it
             print(text, end="", file=file, flush=True)
     return code
