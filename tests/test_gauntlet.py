@@ -358,15 +358,14 @@ def test_a_script_runs_once_and_leaves_nothing_behind(gauntlet, tmp_path):
         f"print('once')\n{solution('github')}\n"
         "print(gauntlet.run(my_stars, 'keeps two APIs apart'))\n"
     )
-    before = set(psutil.pids())
     done = command(script, TMPDIR=str(folder))
     assert done.stdout.splitlines()[0] == "once", done.stderr
     assert done.stdout.splitlines()[1] == "my_stars: 1 of 1"
     assert len(done.stdout.splitlines()) == 3
     assert done.returncode == 0, done.stderr
     assert list(folder.iterdir()) == []
-    mine = [p for p in psutil.process_iter(["cmdline"]) if "runs.py" in str(p.info["cmdline"])]
-    assert [p for p in mine if p.pid not in before] == []
+    started = psutil.process_iter(["environ"])
+    assert [p for p in started if (p.info["environ"] or {}).get("TMPDIR") == str(folder)] == []
 
 
 def test_where_a_fork_is_not_safe_each_run_starts_anew(gauntlet, monkeypatch):
