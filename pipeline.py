@@ -4,14 +4,15 @@ environment:
     GITHUB_TOKEN                  5,000 requests an hour instead of 60; sent to the API only
     GITHUB_API_URL                another API: GitHub Enterprise, or notebooks/fake_github.py
     PREFECT_API_URL               the Prefect server to use; without it a temporary one is started
-    PREFECT_TASKS_REFRESH_CACHE   true: ask again for what is cached (it is kept for 20 hours)
+    PREFECT_TASKS_REFRESH_CACHE   true: fetch again what is cached (it is kept for 20 hours)
 
 exit code: 0 all fetched, 1 some failed, 2 bad arguments, 3 no Prefect server, 130/143/129 signals
 """
 
-# First the story. Then three rooms, each for itself: GitHub's answers, waiting, the script.
+# First the story: the flow of lesson 6, its names in its order, plus what production adds.
+# Then three sections, each for itself: GitHub's responses, waiting, the script.
 
-import asyncio
+import builtins
 import copyreg
 import io
 import logging
@@ -22,41 +23,42 @@ import signal
 import sys
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from contextlib import redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
-from functools import cache, partial
+from functools import cache
 from json import JSONDecodeError
 from threading import Event, Lock, Timer
-from typing import ClassVar
 from urllib.request import getproxies_environment
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: no traceback
+# In a process of its own, and not as the guest of a notebook, a debugger or `python -i`.
+if ALONE := __name__ == "__main__" and not (
+    "__IPYTHON__" in vars(builtins) or sys.flags.interactive or sys.gettrace()
+):
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # noqa: SIM102
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: no traceback
 
 import httpx
-from prefect import flow, get_run_logger, settings, task
+from prefect import flow, get_run_logger, settings, task, unmapped
 from prefect.cache_policies import INPUTS, CacheKeyFnPolicy
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import rate_limit
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-from prefect.runtime import flow_run, task_run
 from prefect.serializers import JSONSerializer
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
-from prefect.utilities.timeout import timeout as deadline
+from prefect.utilities.asyncutils import run_coro_as_sync
 
 REPOS = ["PrefectHQ/prefect", "pydantic/pydantic", "huggingface/transformers"]
 MAX_WORKERS = 16  # threads of the flow, and connections to the API
 LONGEST_WAIT = 120  # seconds; if GitHub asks to wait for longer, a request fails instead
 
 
-# --- The two tasks, as the first lesson meets them ------------------------------------------------
 @task
 def fetch_stats(github_repo: str) -> dict:
-    """Ask the GitHub API for `owner/name`. Raises `httpx.HTTPError`, or `ValueError` if no JSON."""
+    """Request a repository from the GitHub API. Raises `httpx.HTTPError`, or `ValueError`."""
     response = client().get(f"/repos/{github_repo}")
     response.raise_for_status()
     return response.json()
@@ -68,45 +70,52 @@ def get_stars(repo_stats: dict) -> int:
     return repo_stats["stargazers_count"]
 
 
-# --- The same two tasks, made resilient -----------------------------------------------------------
-def fetch_within_limit(github_repo: str) -> dict:
-    """`fetch_stats`, once there is a slot for it and no wait is left that GitHub asked for."""
-    gate = Gate.of_run.setdefault(flow_run.id or task_run.id, Gate())
-    gate.wait(github_repo, take_slots)
+def take_turn(github_repo: str, shared: "Shared") -> None:
+    """Return when a request may be sent. Raises `RuntimeError` if it cannot be sent in time."""
+    shared.waiting.append(github_repo)
     try:
-        with deadline(seconds=30):  # httpx's own time-out starts again with each byte
-            return checked(fetch_stats.fn(github_repo))
-    except httpx.HTTPStatusError as error:
-        gate.obey(error)
-        raise
+        with shared.turn:
+            while True:
+                if time.monotonic() < shared.not_before:
+                    shared.slots = 0  # slots from before the wait are void
+                pause(shared, shared.not_before - time.monotonic())
+                if not shared.slots:
+                    limit, count = slots_to_take(shared)
+                    with suppress(TimeoutError):  # another process was faster
+                        rate_limit(limit, occupy=count, strict=True, timeout_seconds=3)
+                        shared.slots = count
+                if shared.slots and time.monotonic() >= shared.not_before:
+                    shared.slots -= 1
+                    return
+    except httpx.HTTPError as error:  # Prefect's client has retried for a minute: enough for all
+        shared.not_before, shared.why = math.inf, f"Prefect's server failed: {error}"
+        raise RuntimeError(f"not sent: {shared.why}") from error
+    finally:
+        shared.waiting.remove(github_repo)
 
 
-def take_slots(gate: "Gate") -> int:
-    """Wait for slots; take one for each waiting task, or as many as are free. Returns how many."""
-    # Look before asking: refused, Prefect's client sleeps, and only its time-out can wake it.
-    for _ in range(20):  # in a slot's time or a minute; then ask: old servers show none grown back
-        limit = ensure_limit()
-        free = limit.limit - limit.active_slots if limit.active else MAX_WORKERS
-        if free > 0:
-            break
-        slot = 1 / (limit.slot_decay_per_second or 1)  # seconds until one more is free
-        why = f"{len(gate.waiting)} wait for slots of {limit.name}, one each {slot:.3g} s"
-        gate.pause(min(slot / 20, 3), why)
-    count = min(max(free, 1), len(gate.waiting))
-    with suppress(TimeoutError):  # another process was faster
-        rate_limit(limit.name, occupy=count, strict=True, timeout_seconds=3)
-        return count
-    return 0
+def obey(response: httpx.Response, shared: "Shared") -> None:
+    """Back off as GitHub asks: after a refusal the whole run, after a server error this task."""
+    wait, why = seconds_to_wait(response), str(BadResponseError(response))
+    if not is_refusal(response):
+        shared.over.wait(wait if wait <= LONGEST_WAIT else 0)
+        return
+    with shared.refusing:  # a shorter wait does not replace a longer one
+        longer = time.monotonic() + wait - shared.not_before
+        if longer > 0:
+            shared.not_before, shared.why = time.monotonic() + wait, why
+        if longer > 1:  # else it has been logged
+            get_run_logger().warning(why)
 
 
-def can_heal(task, task_run, state) -> bool:
-    """Retry what another attempt may heal: no answer, a server error, a rate limit; no 404."""
+def is_transient(task, task_run, state) -> bool:
+    """Whether another attempt may succeed: after a lost connection, a server error, a refusal."""
     error = state.data
     if isinstance(error, httpx.HTTPStatusError):
-        wait = seconds_to_wait(error.response)
-        return wait is not None and wait <= LONGEST_WAIT
-    passing = httpx.TransportError, httpx.DecodingError, TimeoutError, JSONDecodeError
-    return isinstance(error, (*passing, UnicodeDecodeError, ConcurrencySlotAcquisitionError))
+        response = error.response
+        passing = response.is_server_error or response.status_code == 408 or is_refusal(response)
+        return passing and seconds_to_wait(response) <= LONGEST_WAIT
+    return isinstance(error, TRANSIENT)
 
 
 def task_and_api(context, parameters) -> str:
@@ -114,54 +123,70 @@ def task_and_api(context, parameters) -> str:
     return f"{context.task.name} {api_url()}"
 
 
-resilient_fetch_stats = task(
-    fetch_within_limit,
+@task(
     name="fetch_stats",
     task_run_name="fetch_stats {github_repo}",
     # Retries: after about 1, 2 and 4 seconds, never all at the same moment (jitter).
     retries=3,
     retry_delay_seconds=exponential_backoff(backoff_factor=1),
     retry_jitter_factor=0.5,
-    retry_condition_fn=can_heal,
+    retry_condition_fn=is_transient,
     # Caching: as JSON files, by repository, task and API. A failure is never served.
-    cache_policy=INPUTS + CacheKeyFnPolicy(cache_key_fn=task_and_api),
-    cache_expiration=timedelta(hours=20),  # not a day: a run each morning is to ask again
-    result_serializer=JSONSerializer(object_decoder=None),  # so that no answer can name a class
+    cache_policy=INPUTS - "shared" + CacheKeyFnPolicy(cache_key_fn=task_and_api),
+    cache_expiration=timedelta(hours=20),  # not a day: a run each morning is to fetch again
+    result_serializer=JSONSerializer(object_decoder=None),  # so that no response can name a class
 )
+def resilient_fetch_stats(github_repo: str, shared: "Shared | None" = None) -> dict:
+    """`fetch_stats`, in its turn. Raises a `RuntimeError` if the request was not sent."""
+    shared = shared or Shared()
+    take_turn(github_repo, shared)
+    try:
+        return with_stars(fetch_stats.fn(github_repo))
+    except httpx.HTTPStatusError as error:
+        obey(error.response, shared)
+        raise BadResponseError(error.response) from None
+
+
 named_get_stars = get_stars.with_options(task_run_name="get_stars {repo_stats[full_name]}")
 
 
-# Mapping: one task run per repository, as many at a time as there are workers.
 @flow(task_runner=ThreadPoolTaskRunner(MAX_WORKERS), persist_result=False, result_serializer="json")
 def show_stars(github_repos: list[str]) -> dict[str, int]:
-    """Print `{repo}: {count} stars` for each repository, in the order asked.
+    """Print `{repo}: {count} stars` for each repository, in the order given.
 
     Returns `{repo: count}`. Raises `ValueError` for a bad name, address or token, before any
     request, and `IncompleteError` if some repositories failed, after all the others are done.
     """
-    check(github_repos)
+    check_arguments(github_repos)
     if not (limit := ensure_limit()).active:
         get_run_logger().warning(f"the limit {limit.name} is not active: it holds nothing back")
-    repos = list(dict.fromkeys(github_repos))
-    gate = Gate.of_run[flow_run.id] = Gate()  # a new one, also when the flow run is retried
+    repos, shared = list(dict.fromkeys(github_repos)), Shared()
     try:
-        answers = resilient_fetch_stats.map(repos).result(raise_on_failure=False)
+        results = resilient_fetch_stats.map(repos, unmapped(shared)).result(raise_on_failure=False)
     finally:
-        gate.over.set()  # nobody waits any longer, also if the run is interrupted
+        shared.over.set()  # no task waits any longer, also if the run is interrupted
     stars, failures = {}, {}
-    for repo, answer in zip(repos, answers, strict=True):
-        if isinstance(answer, dict):
-            stars[repo] = named_get_stars(answer)
+    for repo, stats in zip(repos, results, strict=True):
+        if isinstance(stats, dict):
+            stars[repo] = named_get_stars(stats)
             print(f"{repo}: {stars[repo]} stars")
         else:
-            failures[repo] = answer
+            failures[repo] = stats
     if failures:
         raise IncompleteError(stars, failures)
     return stars
 
 
-# --- GitHub's answers: the client, and what each answer means -------------------------------------
-def check(github_repos: list[str]) -> None:
+# --- GitHub's responses: the client, and what each response means ---------------------------------
+# What may pass, besides some error statuses.
+TRANSIENT = httpx.TransportError, httpx.DecodingError, JSONDecodeError, UnicodeDecodeError
+TRANSIENT += (ConcurrencySlotAcquisitionError,)
+CREATING = Lock()  # `cache` has none: many threads would create many clients
+# Dask (lesson 7) pickles requests: without their headers, for there is the token.
+copyreg.pickle(httpx.Request, lambda request: (httpx.Request, (request.method, request.url)))
+
+
+def check_arguments(github_repos: list[str]) -> None:
     """Raises `ValueError` for names that are not `owner/name`, for a wrong address or token."""
     name = re.compile(r"[\w-]+/(?!\.\.?$)[\w.-]+", re.ASCII)  # the letters that GitHub allows
     bad = [repo for repo in github_repos if not name.fullmatch(repo)]
@@ -182,12 +207,13 @@ def token() -> str:
 
 def client() -> httpx.Client:
     """The one HTTP client of all threads. Raises `ValueError` for a wrong address or token."""
-    return client_for(api_url(), token())
+    with CREATING:
+        return client_for(api_url(), token())
 
 
 @cache
 def client_for(address: str, token: str) -> httpx.Client:
-    if not re.fullmatch(r"https?://([\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?(/\S*)?", address, re.I):
+    if not is_http(address):
         shown = address.rpartition("@")[2]  # without a password
         raise ValueError(f"GITHUB_API_URL is not an http(s) address: {shown!r}")
     if not (token.isascii() and token.isprintable()):  # httpx would quote it in an error
@@ -201,63 +227,88 @@ def client_for(address: str, token: str) -> httpx.Client:
             headers=headers,
             timeout=httpx.Timeout(10, connect=5, pool=None),  # seconds
             limits=httpx.Limits(max_connections=MAX_WORKERS),
-            follow_redirects=True,  # a renamed repository answers 301
+            follow_redirects=True,  # a renamed repository: 301
+            event_hooks={"response": [read_in_time]},
         )
     except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
-        read = re.compile("(all|https?)_proxy|ssl_cert_.*|github_api_url", re.I)
+        read = re.compile("(all|https?|no)_proxy|ssl_cert_.*", re.I)
         raise ValueError(f"{', '.join(filter(read.fullmatch, os.environ))}: {error}") from error
 
 
-# Dask (lesson 7) pickles an `HTTPStatusError`: its request without headers, for there is the token.
-copyreg.pickle(httpx.Request, lambda request: (httpx.Request, (request.method, request.url)))
-copyreg.pickle(
-    httpx.HTTPStatusError,
-    lambda e: (partial(httpx.HTTPStatusError, str(e), request=e.request, response=e.response), ()),
-)
+def is_http(address: str) -> bool:
+    """Whether a request can be sent to this address, which must not have a password in it."""
+    with suppress(httpx.InvalidURL, UnicodeError):
+        url = httpx.URL(address)
+        host = url.host.encode("idna")  # as the socket will
+        return url.scheme in ("http", "https") and b"%" not in host != b"" == url.userinfo
+    return False
 
 
-def checked(stats: object) -> dict:
-    """The answer, if it is about a repository; else a `ValueError`, which is never cached."""
+def read_in_time(response: httpx.Response) -> None:
+    """Read a body within 30 seconds: httpx's own time-out starts again with each piece."""
+    kind, location = (response.headers.get(name, "") for name in ("content-type", "location"))
+    if "://" in location and not is_http(location):
+        raise httpx.UnsupportedProtocol(f"a redirect to {location!r:.80}")
+    if response.is_success and "html" in kind:
+        proxy = "does a proxy or a log-in page respond?"
+        raise httpx.DecodingError(f"no JSON but {kind} from {response.url}; {proxy}")
+    pieces, end = [], time.monotonic() + 30
+    for piece in response.stream:
+        pieces.append(piece)
+        if time.monotonic() > end:
+            raise httpx.ReadTimeout("the response took more than 30 s")
+    response.stream.close()
+    response.stream = httpx.ByteStream(b"".join(pieces))
+
+
+def with_stars(stats: object) -> dict:
+    """A response that has a star count; else it raises `ValueError`, and nothing is cached."""
     match stats:
         case {"full_name": str(), "stargazers_count": int()}:
             return stats | {"temp_clone_token": None}  # a private repository's is a secret
-    raise ValueError(f"the answer is no repository with a star count: {stats!r:.50}")
+    raise ValueError(f"the response is no repository with a star count: {stats!r:.50}")
 
 
-def seconds_to_wait(response: httpx.Response) -> float | None:
-    """How long to wait before the next attempt, as GitHub asks; None: do not try again."""
-    status, headers, now = response.status_code, response.headers, time.time()
-    spent = headers.get("x-ratelimit-remaining") == "0"
-    limited = spent or "retry-after" in headers or re.search("(?i)rate limit|abuse", response.text)
-    if not (status >= 500 or status == 429 or (status == 403 and limited)):
-        return None
-    after, reset = headers.get("retry-after", ""), headers.get("x-ratelimit-reset", "")
-    with suppress(KeyError, ValueError, OverflowError):  # GitHub's clock: ours may be wrong
-        now = parsedate_to_datetime(headers["date"]).timestamp()
+def is_refusal(response: httpx.Response) -> bool:
+    """Whether GitHub refused because of too many requests, so that the whole run must wait."""
+    headers = response.headers
+    limited = headers.get("x-ratelimit-remaining") == "0" or "retry-after" in headers
+    limited = limited or re.search("(?i)rate limit|abuse", response.text)
+    return response.status_code == 429 or (response.status_code == 403 and bool(limited))
+
+
+def seconds_to_wait(response: httpx.Response) -> float:
+    """How long GitHub asks to wait before the next attempt; 0 if it does not."""
+    after, reset = (response.headers.get(name, "") for name in ("retry-after", "x-ratelimit-reset"))
     if re.fullmatch(r"\d+(\.\d+)?", after):
         return float(after)
     with suppress(ValueError, OverflowError):
-        return max(0.0, parsedate_to_datetime(after).timestamp() - now)
-    if status < 500 and spent and reset.isdecimal():
-        return max(0.0, float(reset) - now)
-    return 60.0 if status < 500 else 0.0  # it does not say
+        return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
+    if not is_refusal(response):
+        return 0.0
+    if response.headers.get("x-ratelimit-remaining") == "0" and reset.isdecimal():
+        return max(0.0, float(reset) - time.time())
+    return 60.0  # as GitHub's documentation says
 
 
-def reason(error: Exception) -> str:
-    """One line that says why a repository failed. A bad answer is told in GitHub's own words."""
-    match error:
-        case httpx.TransportError():
-            return f"{api_url()} could not be reached: {error!r}. Offline: notebooks/fake_github.py"
-        case httpx.HTTPStatusError(response=response):
-            words = response.reason_phrase
-            with suppress(ValueError, TypeError, KeyError):
-                words = " ".join(ascii(response.json()["message"]).strip("'\"").split())[:150]
-            if wait := seconds_to_wait(response):
-                words += f"; it asks to wait {wait:.0f} s"
-            if response.status_code in (401, 403, 429):
-                words += f"; {'a' if token() else 'no'} GITHUB_TOKEN is set"
-            return f"{response.status_code} from {response.url.netloc.decode()}: {words}"
-    return " ".join(f"{type(error).__name__}: {error}".split())
+class BadResponseError(httpx.HTTPStatusError):
+    """A response with an error status, told in a line, in GitHub's own words."""
+
+    def __init__(self, response: httpx.Response):
+        words, status = response.reason_phrase, response.status_code
+        with suppress(ValueError, TypeError, KeyError):
+            words = " ".join(ascii(response.json()["message"]).strip("'\"").split())[:150]
+        words = f"{status} from {response.url.netloc.decode()}: {words}"
+        if wait := seconds_to_wait(response):
+            words += f"; it asks to wait {wait:.0f} s"
+        if status in (401, 403, 429):
+            words += f"; {'a' if token() else 'no'} GITHUB_TOKEN is set"
+        super().__init__(words, request=response.request, response=response)
+
+    __repr__ = httpx.HTTPStatusError.__str__
+
+    def __reduce__(self):  # an `HTTPStatusError` cannot be unpickled
+        return BadResponseError, (self.response,)
 
 
 class IncompleteError(RuntimeError):
@@ -267,12 +318,58 @@ class IncompleteError(RuntimeError):
         self.stars, self.failures = stars, failures
 
     def __str__(self) -> str:
-        lines = [f"{repo}: {reason(error)}" for repo, error in self.failures.items()]
-        head = f"{len(lines)} of {len(lines) + len(self.stars)} repositories failed"
-        return "\n".join([head, *lines])
+        failed, all_of_them = len(self.failures), len(self.failures) + len(self.stars)
+        lines = [f"{repo}: {error!r}" for repo, error in self.failures.items()]
+        return "\n".join([f"{failed} of {all_of_them} repositories failed ({api_url()})", *lines])
 
 
-# --- Waiting: the limit, and the gate -------------------------------------------------------------
+# --- Waiting: what the tasks of a run share, and the limit ----------------------------------------
+class Shared:
+    """What the tasks of a flow run share."""
+
+    def __init__(self):
+        self.turn = Lock()  # of the task that takes slots, for all that wait
+        self.over = Event()  # the flow run
+        self.not_before = 0.0  # no request is sent before this moment (monotonic seconds)
+        self.why = ""  # the reason for that
+        self.refusing = Lock()  # held to change these two
+        self.waiting = []  # the repositories whose tasks wait
+        self.slots = 0  # taken for them, and not yet used
+        self.told = -math.inf  # the last line about slots (monotonic seconds)
+
+    def __reduce__(self):  # on Dask each task has one of its own: nothing is shared by processes
+        return Shared, ()
+
+
+def pause(shared: Shared, seconds: float) -> None:
+    """Sleep. Raises `RuntimeError` if GitHub's wait is too long, or if the run ends meanwhile."""
+    if shared.not_before - time.monotonic() > LONGEST_WAIT:
+        raise RuntimeError(f"not sent: {shared.why}")
+    if shared.over.wait(max(0, seconds)):
+        raise RuntimeError("not sent: the flow run was interrupted")
+
+
+def slots_to_take(shared: Shared) -> tuple[str, int]:
+    """The limit, and a slot for each waiting task, or as many as are free. Waits if none is.
+
+    Look before acquiring: refused, Prefect's client sleeps, and only its time-out can wake it.
+    """
+    began = time.monotonic()
+    while True:
+        limit = ensure_limit()
+        free = limit.limit - limit.active_slots if limit.active else MAX_WORKERS
+        slot = 1 / (limit.slot_decay_per_second or 1)  # seconds until one more is free
+        # After that time acquire anyway: some servers do not show what has grown back.
+        if free > 0 or time.monotonic() - began > min(slot, 60):
+            return limit.name, min(max(free, 1), len(shared.waiting))
+        if time.monotonic() - shared.told > 60:
+            shared.told, count = time.monotonic(), len(shared.waiting)
+            get_run_logger().warning(
+                f"{count} wait for slots of {limit.name}, one each {slot:.3g} s"
+            )
+        pause(shared, min(slot / 20, 3))
+
+
 def ensure_limit():
     """The global concurrency limit, as it is now. If it is missing, it is created."""
     name, slots, per_hour = ("github-api-token", 800, 4200) if token() else ("github-api", 50, 10)
@@ -285,73 +382,59 @@ def ensure_limit():
         return prefect.read_global_concurrency_limit_by_name(name)
 
 
-class NotSentError(RuntimeError):
-    """A request was not sent: the wait for it would be too long, or was ended."""
-
-
-class Gate:
-    """Where the tasks of a flow run wait until their requests may be sent: one in each process."""
-
-    of_run: ClassVar[dict] = {}  # by flow run; by task run where there is no flow
-
-    def __init__(self):
-        self.over = Event()  # the flow run
-        self.refusals = [(0.0, "")]  # until when it is closed (monotonic seconds), and why
-        self.turn = Lock()  # of the task that takes slots, for all that wait
-        self.waiting = []  # their repositories
-        self.slots = 0  # taken for those that wait, and not yet used
-        self.told = -60.0  # the last line about slots (monotonic seconds)
-
-    def closed_for(self) -> float:
-        return max(0.0, max(self.refusals)[0] - time.monotonic())  # seconds
-
-    def pause(self, seconds: float, why: str = "") -> None:
-        """Sleep; log why, at most once a minute. Raises `NotSentError` if it is no use to wait."""
-        if self.closed_for() > LONGEST_WAIT:
-            raise NotSentError(max(self.refusals)[1])
-        if why and time.monotonic() - self.told > 60:
-            self.told = time.monotonic()
-            get_run_logger().warning(why)
-        if self.over.wait(seconds):
-            raise NotSentError("not asked: the flow run was interrupted")
-
-    def wait(self, repo: str, take_slots) -> None:
-        """Wait until it is open and there is a slot. Raises `NotSentError`."""
-        self.waiting.append(repo)
-        with self.turn:
-            try:
-                self.pause(0)  # if the run ended meanwhile, nobody goes on
-                while not self.slots or self.closed_for() > 0:
-                    self.pause(self.closed_for())
-                    self.slots = take_slots(self)  # those from before the pause are lost
-                self.slots -= 1
-            except httpx.HTTPError as error:  # Prefect's client has tried for a minute: enough
-                self.refusals.append((math.inf, f"Prefect's server failed: {error}"))
-                raise NotSentError(max(self.refusals)[1]) from error
-            finally:
-                self.waiting.remove(repo)
-
-    def obey(self, error: httpx.HTTPStatusError) -> None:
-        """Do as GitHub asks: a rate limit closes the gate, a server error delays this task."""
-        wait, why = seconds_to_wait(error.response) or 0, reason(error)
-        if wait > self.closed_for() + 1:  # else it has been said
-            get_run_logger().warning(why)
-        if error.response.status_code >= 500:
-            self.over.wait(wait if wait <= LONGEST_WAIT else 0)
-        elif wait:
-            self.refusals.append((time.monotonic() + wait, why))
-
-
 # --- The script -----------------------------------------------------------------------------------
 DEFAULTS = {
     settings.PREFECT_CLIENT_RETRY_EXTRA_CODES: {500},  # retried, as 503 is
     settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # its thread takes a second to end
-    settings.PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: True,
+    settings.PREFECT_SERVER_EPHEMERAL_ENABLED: True,
     settings.PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 120,  # 20 are too few
     settings.PREFECT_SERVER_ANALYTICS_ENABLED: False,  # offline, it would log an error
     settings.PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED: False,  # two writes at once stall
     settings.PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE: 200,
 }
+
+
+@contextmanager
+def below_the_logs():
+    """Print at the end of the block what is printed within it."""
+    try:
+        with redirect_stdout(io.StringIO()) as out:
+            yield
+    finally:
+        with suppress(OSError):  # a full disk, or nobody reads it
+            print(out.getvalue(), end="", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `show_stars` as from the command line. Returns the exit code."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("repos", nargs="*", metavar="OWNER/NAME", default=REPOS)
+    repos = parser.parse_args(argv).repos
+    if proxies := getproxies_environment():  # none is used for what is on this machine
+        os.environ["no_proxy"] = f"{proxies.get('no', '')},127.0.0.1,localhost"
+    try:
+        check_arguments(repos)
+    except ValueError as error:
+        parser.error(str(error))
+    server = settings.PREFECT_API_URL.value() or "temporary"
+    try:
+        with settings.temporary_settings(set_defaults=DEFAULTS):
+            if server == "temporary":
+                print("Starting a temporary Prefect server, which takes a moment", file=sys.stderr)
+                from prefect.server.database import provide_database_interface as database
+
+                run_coro_as_sync(database().create_db())  # what is wrong with it shows here
+            with below_the_logs() if ALONE else nullcontext():
+                show_stars.with_options(log_prints=False)(repos)
+    except IncompleteError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (LookupError, TypeError, AttributeError, NameError):
+        raise  # a mistake in this file
+    except Exception as error:
+        print(f"The Prefect server ({server}) failed: {error!r}", file=sys.stderr)
+        return 3
+    return 0
 
 
 def one_line(record: logging.LogRecord) -> bool:
@@ -361,38 +444,6 @@ def one_line(record: logging.LogRecord) -> bool:
         record.msg, record.args = f"{message}: {error[1]!r}", ()
         record.exc_info = record.exc_text = None
     return not (error and message.startswith(("Encountered exception", "Task run failed")))
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run `show_stars` from the command line. Returns the exit code."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("repos", nargs="*", metavar="OWNER/NAME", default=REPOS)
-    repos = parser.parse_args(argv).repos
-    if proxies := getproxies_environment():  # none is asked for what is on this machine
-        os.environ["no_proxy"] = f"{proxies.get('no', '')},127.0.0.1,localhost"
-    try:
-        check(repos)
-    except ValueError as error:
-        parser.error(str(error))
-    server, out, code, err = settings.PREFECT_API_URL.value(), io.StringIO(), 0, ""
-    try:
-        with settings.temporary_settings(set_defaults=DEFAULTS), redirect_stdout(out):
-            if not server:
-                print("Starting a temporary Prefect server, which takes a moment", file=sys.stderr)
-                from prefect.server.database import provide_database_interface as database
-
-                asyncio.run(database().create_db())  # what is wrong with it shows here, at once
-            show_stars.with_options(log_prints=False)(repos)
-    except IncompleteError as error:
-        code, err = 1, f"{error}\n"
-    except (LookupError, TypeError, AttributeError, NameError):
-        raise  # a mistake in this file
-    except Exception as error:
-        code, err = 3, f"The Prefect server ({server or 'temporary'}) failed: {error!r}\n"
-    for text, file in (out.getvalue(), sys.stdout), (err, sys.stderr):  # below the logs
-        with suppress(OSError):  # a full disk, or nobody reads it
-            print(text, end="", file=file, flush=True)
-    return code
 
 
 def end(code: int) -> None:
@@ -411,10 +462,14 @@ def interrupt(number: int, _) -> None:
     end(128 + number)
 
 
-if __name__ == "__main__":
+if ALONE:
+    logging.raiseExceptions = False  # a second Ctrl-C may come while a line is written
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115  (not to stdout, if closed)
     for handler in logging.getLogger().handlers:
         handler.addFilter(one_line)
     for number in signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, interrupt)
     end(main())
+elif __name__ == "__main__":
+    main()
