@@ -1,13 +1,14 @@
 """The gauntlet: what a flow promises, attacked one promise at a time.
 
 A contestant is a Prefect flow that takes a list of names and prints a line with the number of each,
-in the order asked. Its run fails if one is missing. The API's address is in an environment
+in the order given. Its run fails if one is missing. The API's address is in an environment
 variable; a global concurrency limit says when a request may be sent. An `Api` has the details:
 without one it is GitHub's, `{repo}: {count} stars`, `GITHUB_API_URL` and the limit `github-api`.
 
     run(flow)                              all rounds; returns the board, a DataFrame
-    run(flow, "waits as told", …)          some of them: the keys of ROUNDS
-    run(flow, STORM)                       whatever can go wrong with an answer, in one run
+    run(flow, lesson=3)                    those of lessons 1 to 3; the others stay grey
+    run(flow, "obeys Retry-After", …)      some of them: the keys of ROUNDS
+    run(flow, STORM)                       whatever can go wrong with a response, in one run
     run(flow, api=Api(…))                  another API than GitHub's; practice_api.py has `Api`
     picture({name: board, …}, "a.png")     boards side by side
 
@@ -26,29 +27,39 @@ import argparse
 import os
 import re
 import secrets
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, redirect_stdout, suppress
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+from html import escape
 from threading import Event
 
 import pandas as pd
 
-import lesson
+import lesson as set_up
 import practice_api
-from exercises import FAILS, HOLDS, MARKS, NOT_REACHED, Coloured
 from fake_github import GITHUB
 from practice_api import Api
 from runs import Performance, portable
 
 PATIENCE = 60  # seconds that a run may take
-AT_ONCE = 16  # requests
+STOPPED = 15  # seconds in which an interrupted run must end
+IN_FLIGHT = 16  # requests
 TOGETHER = 4  # rounds: more would be in each other's way, at Prefect's server
-WIDE = (5000, 5000 / 3600)  # slots, and how many become free a second: holds nobody back
+WIDE = (5000, 5000 / 3600)  # slots, and how many become free a second: holds no request back
 STORM = "all of it at once"
+WRONG = "printed a number that is not the API's"
 COLUMNS = "verdict", "evidence", "cure"
+HOLDS, FAILS, NOT_REACHED, LATER = "holds", "does not hold", "not reached", "not yet"
+MARKS = {
+    HOLDS: ("✓", "#1a7f37"),
+    FAILS: ("✗", "#b42318"),
+    NOT_REACHED: ("\N{EN DASH}", "#6b7280"),
+    LATER: ("\N{MIDDLE DOT}", "#b0b5bd"),
+}
 
 
 # --- A round's API, and the runs against it -------------------------------------------------------
@@ -165,36 +176,37 @@ class Arena:
         return bool(result)
 
     def judge(
-        self, evidence: str, *, attacked: bool, holds: bool, good: list[str]
+        self, evidence: str, *, attacked: bool, holds: bool, good: list[str], missed: str = ""
     ) -> tuple[str, str]:
         """The verdict, and the evidence.
 
         attacked: whether the attack is in the log
         holds: whether nothing that was seen speaks against the promise
         good: the names that must have a line
+        missed: what to say if the attack is not in the log
         """
         last = self.runs[-1]
         if not holds:
             return FAILS, evidence if last.state else last.error
         if any(run.wrong for run in self.runs):
-            return FAILS, "printed a number that is not the API's"
+            return FAILS, WRONG
         if not last.state:
             return NOT_REACHED, last.error
         if not attacked:
             error = f" ({last.error})" if last.error else ""
-            return NOT_REACHED, f"the run ended before the attack{error}"
+            return NOT_REACHED, f"the run ended {missed or 'before the attack'}{error}"
         printed = len(set(last.printed(good)))
         if printed < len(good):
             return NOT_REACHED, f"{evidence}, but printed {printed} of {len(good)}"
         return HOLDS, evidence
 
 
-# --- The rounds, in an order in which they can be solved ------------------------------------------
+# --- The rounds, in the order of the lessons ------------------------------------------------------
 
 
 @dataclass
 class Round:
-    """An attack on one promise, and the section of a lesson that has the cure.
+    """An attack on one promise, and the section of a lesson that teaches the cure.
 
     limit: the slots of the API's limit, and how many become free a second. A round with a limit of
         its own takes place alone.
@@ -206,9 +218,13 @@ class Round:
     limit: tuple[float, float] | None
     arena: dict
 
+    @property
+    def lesson(self) -> int:
+        return int(self.cure.partition(" ")[0])
+
     def play(self, flow, api: Api, patience: float, stop: Event) -> tuple[str, str, list[Run]]:
         if self.limit:
-            lesson.new_limit(api.limit, *self.limit)
+            set_up.new_limit(api.limit, *self.limit)
         with Arena(flow, api, patience, stop, **self.arena) as arena:
             return *self.attack(arena), arena.runs
 
@@ -233,27 +249,9 @@ def but(names: list[str], *others: str) -> list[str]:
     return [name for name in names if name not in others]
 
 
-@promise("retries what can heal", "2 · Three retries", count=4)
-def retries(arena: Arena) -> tuple[str, str]:
-    """Three answer badly once or twice: 503, 502, a lost connection."""
-    ill = arena.names[:3]
-    arena.api.fail(ill[0], status=503, times=2)
-    arena.api.fail(ill[1], status=502, html=True)
-    arena.api.fail(ill[2], "reset")
-    run = arena.run()
-    asked = [statuses for name in ill if (statuses := run.statuses(name))]
-    healed = sum(statuses[-1] == 200 for statuses in asked)
-    return arena.judge(
-        f"{healed} of {len(asked)} answered in the end",
-        attacked=len(asked) == 3,
-        holds=healed == len(asked),
-        good=arena.names,
-    )
-
-
-@promise("one failure costs one result", "3 · One failure, one result lost", count=6)
-def costs_one(arena: Arena) -> tuple[str, str]:
-    """The third of six fails, however often it is asked."""
+@promise("one failure loses one result", "1 · One failure, one result", count=6)
+def loses_one(arena: Arena) -> tuple[str, str]:
+    """The third of six fails, however often it is requested."""
     lost = arena.names[2]
     arena.api.fail(arena.names[0], latency=0.5)
     arena.api.fail(lost, status=500, times=None)
@@ -261,7 +259,7 @@ def costs_one(arena: Arena) -> tuple[str, str]:
 
 
 def in_order(arena: Arena, good: list[str], attacked: Callable[[Run], bool]) -> tuple[str, str]:
-    """Whether all good ones are printed in the order asked, and the run says that it failed."""
+    """Whether all good ones are printed in the order given, and the run says that it failed."""
     run = arena.run()
     printed = run.printed(good)
     order = "" if printed == [name for name in good if name in printed] else " in another order"
@@ -273,28 +271,47 @@ def in_order(arena: Arena, good: list[str], attacked: Callable[[Run], bool]) -> 
     )
 
 
-@promise("asks a 404 once", "2 · Retry only what can heal", count=4)
-def asks_once(arena: Arena) -> tuple[str, str]:
+@promise("retries transient failures", "2 · Three retries", count=4)
+def retries(arena: Arena) -> tuple[str, str]:
+    """Three fail once or twice, and then succeed: 503, 502, a lost connection."""
+    failing = arena.names[:3]
+    arena.api.fail(failing[0], status=503, times=2)
+    arena.api.fail(failing[1], status=502, html=True)
+    arena.api.fail(failing[2], "reset")
+    run = arena.run()
+    requested = [statuses for name in failing if (statuses := run.statuses(name))]
+    recovered = sum(statuses[-1] == 200 for statuses in requested)
+    return arena.judge(
+        f"recovered from {recovered} of {len(requested)}",
+        attacked=len(requested) == 3,
+        holds=recovered == len(requested),
+        good=arena.names,
+    )
+
+
+@promise("does not retry a 404", "2 · Retry only what is transient", count=4)
+def no_retry(arena: Arena) -> tuple[str, str]:
     """Two do not exist: 404 and 451."""
     _, missing, _, blocked = arena.names
     arena.api.fail(missing, status=404, times=None)
     arena.api.fail(blocked, status=451, times=None)
     run = arena.run()
-    asked = {"404": len(run.statuses(missing)), "451": len(run.statuses(blocked))}
-    most = max(asked.values())
+    requests = {"404": len(run.statuses(missing)), "451": len(run.statuses(blocked))}
+    most = max(requests.values())
     # Only the most: where the first failure ends the flow, the other one's retries are cancelled.
-    often = f"up to {most} times" if most > 1 else "once"
+    often = f"up to {most} requests" if most > 1 else "one request"
     return arena.judge(
-        f"{' and '.join(filter(asked.get, asked))} asked {often}",
-        attacked=all(asked.values()),
+        f"{often} for {' and for '.join(filter(requests.get, requests))}",
+        attacked=all(requests.values()),
         holds=most <= 1,
         good=but(arena.names, missing, blocked),
+        missed="at the first of two" if any(requests.values()) else "",
     )
 
 
-@promise("does not wait for the slowest", "3 · All at once", count=6)
-def not_for_the_slowest(arena: Arena) -> tuple[str, str]:
-    """One answer takes an hour."""
+@promise("a slow response delays only itself", "3 · All at once", count=6)
+def delays_itself(arena: Arena) -> tuple[str, str]:
+    """One response takes an hour."""
     slow = arena.names[1]
     others = but(arena.names, slow)
     arena.api.fail(slow, latency=3600)
@@ -303,130 +320,112 @@ def not_for_the_slowest(arena: Arena) -> tuple[str, str]:
     given_up = ended[run.log["name"] == slow].head(1)
     meanwhile = set(run.log["name"][(run.log["status"] == 200) & (ended < given_up.max())])
     return arena.judge(
-        f"{len(meanwhile)} of {len(others)} others answered meanwhile",
+        f"{len(meanwhile)} of {len(others)} others arrived meanwhile",
         attacked=len(given_up) > 0,
         holds=run.state != "" and (given_up.empty or meanwhile == set(others)),
         good=others,
     )
 
 
-@promise("never more than 16 at once", "3 · Not too many at once", limit=WIDE, count=24, latency=3)
-def not_too_many(arena: Arena) -> tuple[str, str]:
+@promise("at most 16 requests in flight", "3 · Not too many at once", count=24, latency=3)
+def in_flight(arena: Arena) -> tuple[str, str]:
     """24 names, and an API that takes 16 requests at once."""
 
     def quick(_):
         arena.api.latency = 0.05
 
-    arena.api.on_request = quick  # from the first answer on: all that come before it are slow
+    arena.api.on_request = quick  # from the first response on: all that come before it are slow
     run = arena.run()
-    holds = arena.api.in_flight_max <= AT_ONCE
+    holds = arena.api.in_flight_max <= IN_FLIGHT
     return arena.judge(
-        f"{'never' if holds else 'was'} more than {AT_ONCE} at once",
-        attacked=len(run.log) > AT_ONCE,
+        f"{'never' if holds else 'was'} more than {IN_FLIGHT}",
+        attacked=len(run.log) > IN_FLIGHT,
         holds=holds,
         good=arena.names,
     )
 
 
-@promise("waits as told", "2 · When the server says how long to wait", count=3)
-def waits(arena: Arena) -> tuple[str, str]:
+@promise("obeys Retry-After", "4 · When the server says how long to wait", count=3)
+def obeys(arena: Arena) -> tuple[str, str]:
     """One is refused, with `retry-after: 5`."""
-    told = arena.names[1]
-    arena.refuse(told, 5)
+    refused = arena.names[1]
+    arena.refuse(refused, 5)
     log = arena.run().log
-    arrived = log["time"][log["name"] == told].tolist()
-    # The answer left after the first request arrived: this is never too strict.
+    arrived = log["time"][log["name"] == refused].tolist()
+    # The response left after the first request arrived: this is never too strict.
     early = len(arrived) > 1 and arrived[1] - arrived[0] < 5
     again = f"{'before' if early else 'after'} the 5 s were over"
     return arena.judge(
-        f"asked again {again}" if len(arrived) > 1 else "never asked again",
+        f"the next request came {again}" if len(arrived) > 1 else "no second request",
         attacked=len(arrived) > 0,
         holds=not arrived or (len(arrived) > 1 and not early),
         good=arena.names,
     )
 
 
-# In any 3 seconds the limit grants 3 + 3 * 3 = 12 slots. The API answers 15 requests, since a slot
-# may be used a moment late.
+# In any 3 seconds the limit grants 4 + 2 * 3 = 10 slots. The API allows 15 requests, since a busy
+# machine may use a slot late.
 @promise(
-    "is never refused",
+    "stays within the rate limit",
     "4 · A limit of our own",
-    limit=(3, 3),
-    **{"count": 17, "latency": 0, "rate_limit": 15, "rate_window": 3},
+    limit=(4, 2),
+    **{"count": 16, "latency": 0, "rate_limit": 15, "rate_window": 3},
 )
-def never_refused(arena: Arena) -> tuple[str, str]:
-    """An API that answers 15 requests in 3 seconds, and a limit that fits."""
+def within_limit(arena: Arena) -> tuple[str, str]:
+    """An API that allows 15 requests in 3 seconds, and a limit that fits."""
     log = arena.run().log
     refused = (log["status"] == arena.of.refusal) & (log["remaining"] == 0) & ~log["fault"]
     return arena.judge(
-        "refused after 15 requests in 3 s" if refused.any() else "no request refused",
+        "refused after 15 requests in 3 s" if refused.any() else "no request was refused",
         attacked=len(log) > arena.api.rate_limit,
         holds=not refused.any(),
         good=arena.names,
     )
 
 
-@promise("sends nothing without a limit", "4 · A typo in the name", limit=WIDE, count=6)
+@promise("sends nothing if the limit is missing", "4 · A typo in the name", limit=WIDE, count=6)
 def not_without_limit(arena: Arena) -> tuple[str, str]:
     """A second run, after somebody has deleted the limit on Prefect's server."""
     before = arena.run(arena.names[:3])
-    lesson.delete_limit(arena.of.limit)
+    set_up.delete_limit(arena.of.limit)
     after = arena.run(arena.names[3:])
-    made = limit_is_there(arena.of.limit)
+    made = read_limit(arena.of.limit)
     sent = f"sent {len(after.log)} requests" if len(after.log) else "sent nothing"
     return arena.judge(
-        "made the limit first" if made else sent,
+        "created the limit first" if made else sent,
         attacked=before.printed(arena.names) == arena.names[:3],
-        holds=made or after.log.empty,
+        holds=bool(made) or after.log.empty,
         good=[],
     )
 
 
-def limit_is_there(name: str) -> bool:
+def read_limit(name: str):
+    """A global concurrency limit as it is now; None if there is none of that name."""
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
     with get_client(sync_client=True) as client, suppress(ObjectNotFound):
-        return bool(client.read_global_concurrency_limit_by_name(name))
-    return False
+        return client.read_global_concurrency_limit_by_name(name)
 
 
-# Slots for four at once, and then one each half second: so there are always some left to hold back.
-@promise("one refusal holds back everybody", "4 · In the finished flow", limit=(4, 2), count=12)
-def holds_back(arena: Arena) -> tuple[str, str]:
-    """The first of twelve requests is refused, with `retry-after: 3`."""
-    arena.refuse("*", 3)
-    log = arena.run().log
-    left = (log["time"] + log["duration"])[log["fault"]].min()
-    # A second for those that were under way, also on a slow machine.
-    early = (log["time"] > left + 1) & (log["time"] < left + 3)
-    later = log["time"] >= left + 3
-    return arena.judge(
-        "others asked in the 3 s" if early.any() else "nobody asked in the 3 s",
-        attacked=log["name"][later].nunique() > 1,
-        holds=not early.any(),
-        good=arena.names,
-    )
-
-
-@promise("pays once", "5 · Asking once", count=4)
-def pays_once(arena: Arena) -> tuple[str, str]:
+@promise("never fetches twice", "5 · Fetching once", count=4)
+def fetches_once(arena: Arena) -> tuple[str, str]:
     """A second run, after one in which one of four failed."""
     failed = arena.names[1]
-    arena.api.fail(failed, status=404, latency=0.5, times=None)  # the others answer sooner
+    arena.api.fail(failed, status=404, latency=0.5, times=None)  # the others arrive sooner
     first, second = arena.run(), arena.run()
-    paid, again = first.answered(), set(second.log["name"])
-    attacked = bool(paid and first.statuses(failed))
-    evidence = f"asked again for {len(again & paid)} of {len(paid)} it had"
+    had, again = first.answered(), set(second.log["name"])
+    attacked = bool(had and first.statuses(failed))
+    evidence = f"fetched {len(again & had)} of {len(had)} again"
     return arena.judge(
-        evidence if again & paid or failed in again else "never asked again for what failed",
+        evidence if again & had or failed in again else "never retried what had failed",
         attacked=attacked,
-        holds=not again & paid and (failed in again or not attacked),
+        holds=not again & had and (failed in again or not attacked),
         good=arena.names,
     )
 
 
-@promise("keeps two APIs apart", "5 · What is in the key", count=2)
+@promise("keeps two APIs' caches apart", "5 · What is in the cache key", count=2)
 def keeps_apart(arena: Arena) -> tuple[str, str]:
     """A second run, with another API that has other numbers for the same names."""
     first = arena.run()
@@ -440,24 +439,42 @@ def keeps_apart(arena: Arena) -> tuple[str, str]:
     )
 
 
-@promise("never caches a bad answer", "5 · One bad moment, a day of failures", count=3)
-def no_bad_answer(arena: Arena) -> tuple[str, str]:
-    """Two useless answers with status 200, and a second run."""
+@promise("never caches a bad response", "5 · One bad moment, a day of failures", count=3)
+def no_bad_response(arena: Arena) -> tuple[str, str]:
+    """Two useless responses with status 200, and a second run."""
     useless, broken_off, _ = arena.names
     arena.api.fail(useless, body={"message": "try later"})
     arena.api.fail(broken_off, body='{"items": [')
     attacked = bool(arena.run().statuses(useless))
-    healthy = len(arena.run().printed(arena.names))
+    printed = len(arena.run().printed(arena.names))
     return arena.judge(
-        f"the next run printed {healthy} of {len(arena.names)}",
+        f"the next run printed {printed} of {len(arena.names)}",
         attacked=attacked,
-        holds=not attacked or healthy == len(arena.names),
+        holds=not attacked or printed == len(arena.names),
         good=arena.names,
     )
 
 
-@promise("can be stopped while it waits", "6 · The finished pipeline", limit=(3, 1 / 120), count=8)
-def can_be_stopped(arena: Arena) -> tuple[str, str]:
+# Slots for four at once, and then one each half second: so there are always some left to hold back.
+@promise("backs off as a whole", "6 · One refusal", limit=(4, 2), count=12)
+def backs_off(arena: Arena) -> tuple[str, str]:
+    """The first of twelve requests is refused, with `retry-after: 5`."""
+    arena.refuse("*", 5)
+    log = arena.run().log
+    left = (log["time"] + log["duration"])[log["fault"]].min()
+    # Two seconds for those that were already on their way, also on a busy machine.
+    early = (log["time"] > left + 2) & (log["time"] < left + 5)
+    later = log["time"] >= left + 5
+    return arena.judge(
+        f"{'more' if early.any() else 'no'} requests in seconds 2 to 5 of the wait",
+        attacked=log["name"][later].nunique() > 1,
+        holds=not early.any(),
+        good=arena.names,
+    )
+
+
+@promise("stops within seconds", "6 · Stopping a run", limit=(3, 1 / 120), count=8)
+def stops(arena: Arena) -> tuple[str, str]:
     """The limit frees a slot every two minutes; a run that waits for one is stopped, as by ■."""
     sent = []
 
@@ -468,11 +485,11 @@ def can_be_stopped(arena: Arena) -> tuple[str, str]:
             return performance.result()
         performance.interrupt()
         sent.append(len(arena.log()))
-        ended = arena.until(performance.result, 5)
-        lesson.new_limit(arena.of.limit, *WIDE)  # whoever still waits would send now
+        ended = arena.until(performance.result, STOPPED)
+        set_up.new_limit(arena.of.limit, *WIDE)  # a task that still waits would send now
         time.sleep(1)
         sent.append(len(arena.log()))
-        return performance.result() if ended else ("", "still running 5 s after it was stopped")
+        return performance.result() if ended else ("", f"still running after {STOPPED} s")
 
     had = arena.run(watch=interrupt).answered()
     again = len(had & set(arena.run().log["name"]))
@@ -480,7 +497,7 @@ def can_be_stopped(arena: Arena) -> tuple[str, str]:
     attacked = bool(sent) and len(had) < len(arena.names)
     stopped = arena.runs[0].state != "" and more == "sent nothing more"
     return arena.judge(
-        f"ended in 5 s, {more}, asked again for {again} of {len(had)} it had",
+        f"ended within {STOPPED} s, {more}, then fetched {again} of {len(had)} again",
         attacked=attacked,
         holds=not attacked or (stopped and not again),
         good=arena.names,
@@ -493,7 +510,7 @@ def is_quiet(arena: Arena) -> bool:
     return count > 0 and not arena.until(lambda: len(arena.log()) > count, 2)
 
 
-@promise(STORM, "6 · The finished pipeline", count=16)
+@promise(STORM, "6 · Stopping a run", count=16)
 def storm(arena: Arena) -> tuple[str, str]:
     """Ten faults in one run of sixteen names."""
     names = iter(arena.names)
@@ -513,22 +530,53 @@ def storm(arena: Arena) -> tuple[str, str]:
 
 # --- The board ------------------------------------------------------------------------------------
 
+LEFT = 'style="text-align: left"'
+BADGE = "color: white; padding: 1px 8px; border-radius: 9px; white-space: nowrap"
+
+
+class Coloured:
+    """A table whose verdicts are coloured in a notebook, and the same as plain text elsewhere.
+
+    title: stands above the table
+    rows: their cells; one that is a verdict, a key of MARKS, gets its mark and its colour
+    text: the plain text
+    """
+
+    def __init__(self, title: str, rows, text: str):
+        self.title, self.rows, self.text = title, rows, text
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        rows = "\n".join(f"<tr>{''.join(map(coloured, row))}</tr>" for row in self.rows)
+        return f"<b>{escape(self.title)}</b>\n<table>\n{rows}\n</table>"
+
+
+def coloured(text: str) -> str:
+    """A cell of a table, in HTML."""
+    if text not in MARKS:
+        return f"<td {LEFT}>{escape(text)}</td>"
+    mark, colour = MARKS[text]
+    return f'<td {LEFT}><span style="background: {colour}; {BADGE}">{mark} {text}</span></td>'
+
 
 class Board(pd.DataFrame):
-    """A row for each promise: verdict, evidence and, unless it holds, the cure."""
+    """A row for each promise: verdict, evidence and, where it does not hold, the cure."""
 
     def shown(self) -> Coloured:
         """As a table in colour, and as text."""
         held = (self["verdict"] == HOLDS).sum()
         title = f"{self.attrs['flow']}: {held} of {len(self)}"
-        rows = [(row.verdict or "…", row.Index, *row[2:]) for row in self.itertuples()]
+        rows = [(row.verdict or "…", *row[:1], *row[2:]) for row in self.itertuples()]
         widths = [max(len(row[n]) for row in rows) for n in (1, 2)]
         lines = [title]
         for verdict, words, evidence, cure in rows:
             mark = MARKS[verdict][0] if verdict in MARKS else " "
-            text = f"{mark} {verdict:<13}  {words:<{widths[0]}}  {evidence:<{widths[1]}}  {cure}"
-            lines.append(text.rstrip())
-        return Coloured(title, rows, "\n".join(lines), ("verdict", "promise", *COLUMNS[1:]))
+            text = f"{mark} {verdict:<13}  {words:<{widths[0]}}  {evidence:<{widths[1]}}"
+            lines.append(f"{text}  {cure and '→'} {cure}".rstrip())
+        rows = [(*row[:3], row[3] and f"→ {row[3]}") for row in rows]
+        return Coloured(title, rows, "\n".join(lines))
 
     def __repr__(self) -> str:
         return repr(self.shown())
@@ -537,15 +585,18 @@ class Board(pd.DataFrame):
         return self.shown()._repr_html_()
 
 
-def run(flow, *promises: str, api: Api = GITHUB, patience: float = PATIENCE) -> Board:
+def run(
+    flow, *promises: str, lesson: int = 0, api: Api = GITHUB, patience: float = PATIENCE
+) -> Board:
     """Send a flow through the rounds of these promises, or through all of them but the storm.
 
-    api: what the flow asks
+    lesson: play the rounds of this lesson and of those before it only
+    api: what the flow sends its requests to
     patience: seconds that a run may take before it is ended
 
-    Returns a row for each promise: verdict, evidence and, unless it holds, the section of a lesson
-    that has the cure. Raises `TypeError` for what is no flow or cannot run in another process, and
-    `ValueError` for a promise that there is not.
+    Returns a row for each promise: verdict, evidence and, where it does not hold, the section of a
+    lesson that has the cure. Raises `TypeError` for what is no flow or cannot run in another
+    process, and `ValueError` for a promise that there is not.
     """
     if not isinstance(api, Api):
         raise TypeError(f"api must be an Api (practice_api.py has it), not {api!r:.80}")
@@ -554,15 +605,47 @@ def run(flow, *promises: str, api: Api = GITHUB, patience: float = PATIENCE) -> 
     contestant = portable(flow)
     if "PREFECT_API_URL" not in os.environ:  # a script, which has no set-up cell
         with redirect_stdout(sys.stderr):
-            lesson.start()
+            set_up.start()
     chosen = [words for words in ROUNDS if words in (promises or but(ROUNDS, STORM))]
     board = Board("", index=chosen, columns=list(COLUMNS))
     board.attrs["flow"] = flow.fn.__name__
-    with Live(board) as live:
-        for words, (verdict, evidence) in played(chosen, contestant, api, patience):
-            board.loc[words] = verdict, evidence, ROUNDS[words].cure * (verdict != HOLDS)
-            live.update()
+    for words in chosen:
+        if lesson and ROUNDS[words].lesson > lesson:
+            board.loc[words] = LATER, f"lesson {ROUNDS[words].lesson}", ""
+    now = [words for words in chosen if not board["verdict"][words]]
+    with Live(board) as live, turn(), same_limit(api.limit):
+        for words, (verdict, evidence) in played(now, contestant, api, patience):
+            cure = ROUNDS[words].cure if verdict == FAILS and evidence != WRONG else ""
+            board.loc[words] = verdict, evidence, cure
+            live.update(words)
     return board
+
+
+@contextmanager
+def turn():
+    """Wait until no other board is played: they would set the same limit."""
+    with closing(sqlite3.connect(set_up.HOME / "turn.db", timeout=0.2)) as lock:
+        while True:
+            try:
+                lock.execute("BEGIN EXCLUSIVE")
+                break
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error):
+                    raise
+        yield
+
+
+@contextmanager
+def same_limit(name: str):
+    """Leave the limit behind as it was."""
+    before = read_limit(name)
+    set_up.new_limit(name, *WIDE)
+    try:
+        yield
+    finally:
+        set_up.delete_limit(name)
+        if before:
+            set_up.new_limit(name, before.limit, before.slot_decay_per_second)
 
 
 def played(chosen: list[str], *arguments):
@@ -576,25 +659,21 @@ def played(chosen: list[str], *arguments):
         ended.extend(run.state != "" for run in runs)
         return tuple(result)
 
-    try:
-        lesson.new_limit(api.limit, *WIDE)
-        with ThreadPoolExecutor(max_workers=TOGETHER) as pool:
-            try:
-                futures = {pool.submit(play, words): words for words in together}
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-            except BaseException:  # of a round, or of the reader who interrupts the cell
-                stop.set()
-                raise
-        hangs = bool(ended) and not any(ended)
-        for words in but(chosen, *together):
-            yield words, (NOT_REACHED, "no run came to its end") if hangs else play(words)
-    finally:
-        lesson.new_limit(api.limit, *WIDE)
+    with ThreadPoolExecutor(max_workers=TOGETHER) as pool:
+        try:
+            futures = {pool.submit(play, words): words for words in together}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:  # of a round, or of the reader who interrupts the cell
+            stop.set()
+            raise
+    hangs = bool(ended) and not any(ended)
+    for words in but(chosen, *together):
+        yield words, (NOT_REACHED, "no run came to its end") if hangs else play(words)
 
 
 class Live:
-    """In a notebook, a board that fills up round by round.
+    """The board while it is played: in a notebook it fills up, elsewhere a line for each round.
 
     At the end it is gone: the board itself is the result of the cell.
     """
@@ -607,12 +686,15 @@ class Live:
 
         if hasattr(get_ipython(), "kernel"):
             self.handle = display.display({"text/html": ""}, raw=True, display_id=True)
-        self.update()
+            self.handle.update(self.board.shown())
         return self
 
-    def update(self) -> None:
+    def update(self, words: str) -> None:
         if self.handle:
-            self.handle.update({"text/html": self.board._repr_html_()}, raw=True)
+            self.handle.update(self.board.shown())
+        else:
+            mark = MARKS[self.board["verdict"][words]][0]
+            print(mark, words, file=sys.stderr, flush=True)
 
     def __exit__(self, error, *_) -> None:
         if self.handle and not error:
@@ -657,11 +739,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("flow", metavar="FILE.py:FLOW", help="a flow in a file of yours")
     parser.add_argument("promises", nargs="*", metavar="PROMISE", help="all but the last, if none")
     parser.add_argument("--api", metavar="FILE.py:API", help="an Api in a file; else GitHub's")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # promises may follow --api
     try:
         api = practice_api.load_api(args.api) if args.api else GITHUB
         board = run(practice_api.load(args.flow), *args.promises, api=api)
-    except (TypeError, ValueError, lesson.SetupError) as error:
+    except (TypeError, ValueError, set_up.SetupError) as error:
         print(error, file=sys.stderr)
         return 2
     print(board)

@@ -10,6 +10,7 @@ What a run and its starter have to say to each other is in a folder: `job`, `out
 import _thread
 import asyncio
 import atexit
+import copyreg
 import importlib
 import inspect
 import json
@@ -26,6 +27,9 @@ from pathlib import Path
 from threading import Lock, Thread, main_thread
 
 FORKS = sys.platform == "linux"  # macOS's libraries may not stand it, Windows has no fork
+# A lock of the reader's cell, also the one in an `Event`, is a new one in another process.
+copyreg.pickle(_thread.LockType, lambda _: (_thread.allocate_lock, ()))
+copyreg.pickle(_thread.RLock, lambda _: (_thread.RLock, ()))
 
 
 # --- In the process that starts runs --------------------------------------------------------------
@@ -52,7 +56,7 @@ def portable(flow) -> tuple[str, str] | bytes:
     except Exception as error:
         raise TypeError(
             f"The flow cannot be sent to another process ({error}). Let it use neither `github` "
-            "nor a client, lock or event made outside of it; in a module of its own it may."
+            "nor a client made outside of it; in a module of its own it may."
         ) from None
 
 

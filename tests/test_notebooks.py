@@ -149,7 +149,7 @@ def minutes(part, n):
     code = [cell for cell in part if cell.cell_type == "code"]
     exercises = sum("exercise" in tags(cell) for cell in code)
     reading = len(text.split()) / 180 + len(re.findall(r"\*\*Guess", text)) / 3
-    return reading + len(code) / 2 + exercises * {8: 3, 9: 6}.get(n, 5)
+    return reading + len(code) / 2 + exercises * {9: 15}.get(n, 6)
 
 
 def test_it_takes_as_long_as_it_says(lesson):
