@@ -265,7 +265,8 @@ def test_a_failure_shows_the_rest_and_one_line(github, script):
     # Without the line that Prefect adds if it has not yet sent all events.
     said = "".join(line for line in said.splitlines(True) if "EventsWorker" not in line)
     assert said.endswith(
-        f"1 of 2 repositories failed\nPrefectHQ/perfect: 404 from {host(github)}: Not Found\n"
+        f"1 of 2 repositories failed ({github.url})\n"
+        f"PrefectHQ/perfect: 404 from {host(github)}: Not Found\n"
     )
     assert "Traceback" not in said
 
@@ -273,7 +274,7 @@ def test_a_failure_shows_the_rest_and_one_line(github, script):
 def test_an_api_that_cannot_be_reached_is_named(github, script):
     code, _, said = script("no/answer", GITHUB_API_URL="http://127.0.0.1:9")
     assert code == 1
-    why = r"\nno/answer: http://127.0.0.1:9 could not be reached: .+fake_github.py\n"
+    why = r"\n1 of 1 repositories failed \(http://127.0.0.1:9\)\nno/answer: ConnectError\(.+refused.*\)\n"
     assert re.search(why, said)
     assert "Traceback" not in said
 
