@@ -95,15 +95,15 @@ def take_turn(github_repo: str, shared: "Shared") -> None:
 def obey(response: httpx.Response, shared: "Shared") -> None:
     """Back off as GitHub asks: after a refusal the whole run, after a server error this task."""
     wait, why = seconds_to_wait(response), str(BadResponseError(response))
-    if response.is_server_error and wait <= LONGEST_WAIT:
-        shared.over.wait(wait)
-    elif is_refusal(response):
+    if is_refusal(response):
         until = time.monotonic() + wait
         with shared.refusing:
             if until > shared.not_before + 1:  # else it has been logged
                 get_run_logger().warning(why)
             if until > shared.not_before:  # a shorter wait does not replace a longer one
                 shared.not_before, shared.why = until, why
+    if wait <= LONGEST_WAIT:
+        shared.over.wait(wait)
 
 
 def is_transient(task, task_run, state) -> bool:
