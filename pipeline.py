@@ -75,21 +75,16 @@ def take_turn(github_repo: str, shared: "Shared") -> None:
     shared.waiting.append(github_repo)
     with shared.turn:
         shared.waiting.remove(github_repo)
-        while True:
+        while shared.over.is_set() or not shared.slots or time.monotonic() < shared.not_before:
             wait = max(0, shared.not_before - time.monotonic())
-            if wait > LONGEST_WAIT:
+            if wait > LONGEST_WAIT or shared.over.wait(wait):
                 raise RuntimeError(f"not sent: {shared.why}")
-            if shared.over.wait(wait):
-                raise RuntimeError("not sent: the run is over")
-            if wait:
-                shared.slots = 0  # slots from before the wait are void
+            shared.slots = 0  # slots from before the wait are void
             with suppress(TimeoutError):  # another process was faster
-                if not shared.slots and (count := slots_to_take(shared)):
+                if count := slots_to_take(shared):
                     rate_limit(shared.limit, occupy=count, strict=True, timeout_seconds=3)
                     shared.slots = count
-            if shared.slots and time.monotonic() >= shared.not_before:
-                shared.slots -= 1
-                return
+        shared.slots -= 1
 
 
 def obey(response: httpx.Response, shared: "Shared") -> None:
@@ -135,11 +130,8 @@ def task_and_api(context, parameters) -> str:
     result_serializer=JSONSerializer(object_decoder=None),  # so that no response can name a class
 )
 def resilient_fetch_stats(github_repo: str, shared: "Shared | None" = None) -> dict:
-    """`fetch_stats`, in its turn. Raises a `RuntimeError` if the request was not sent.
-
-    Without `shared` it is on its own: it takes a slot for itself, and its refusals are its own.
-    """
-    shared = shared or Shared()
+    """`fetch_stats`, in its turn. Raises a `RuntimeError` if the request was not sent."""
+    shared = shared or Shared()  # its own: a slot for itself, and a refusal holds back no other
     take_turn(github_repo, shared)
     try:
         return with_stars(fetch_stats.fn(github_repo))
@@ -253,8 +245,7 @@ def read_in_time(response: httpx.Response) -> None:
         raise httpx.UnsupportedProtocol(f"a redirect to {target!r:.80}")
     kind = response.headers.get("content-type", "")
     if response.is_success and "html" in kind:
-        question = "does a proxy or a log-in page respond?"
-        raise httpx.DecodingError(f"no JSON but {kind} from {response.url}; {question}")
+        raise httpx.DecodingError(f"no JSON but {kind} from {response.url}; is it a log-in page?")
     pieces, end = [], time.monotonic() + LONGEST_READ
     for piece in response.stream:
         pieces.append(piece)
@@ -334,7 +325,7 @@ class Shared:
         self.turn = Lock()  # of the task that takes slots, for all that wait
         self.over = Event()  # the flow run
         self.not_before = 0.0  # no request is sent before this moment (monotonic seconds)
-        self.why = ""  # the reason for that
+        self.why = "the run is over"  # the reason for that
         self.refusing = Lock()  # held to change these two
         self.waiting = []  # the repositories whose tasks wait for their turn
         self.limit = ""  # its name
@@ -347,11 +338,8 @@ class Shared:
 
 
 def slots_to_take(shared: Shared) -> int:
-    """A slot for each task that waits, or as many as are free. If none is, sleep a little.
-
-    Look before acquiring: refused, Prefect's client sleeps, and only its time-out can wake it.
-    """
-    try:
+    """A slot for each task that waits, or as many as are free. If none is, sleep a little."""
+    try:  # look before acquiring: refused, Prefect's client sleeps until its time-out
         limit = ensure_limit()
     except httpx.HTTPError as error:  # Prefect's client has retried for a minute: enough for all
         shared.not_before, shared.why = float("inf"), f"Prefect's server failed: {error}"

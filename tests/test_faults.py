@@ -42,6 +42,7 @@ FAULTS = {
     "503": ({"status": 503}, 4, 0, "503 from "),
     "503 HTML": ({"status": 503, "html": True}, 4, 0, "503 from "),
     "503, come back": ({"status": 503, "headers": SECOND}, 4, 1, "503 from "),
+    "408": ({"status": 408}, 4, 0, "408 from "),
     "429, come back": ({"status": 429, "headers": SECOND}, 4, 1, "429 from "),
     "429, in an hour": (
         {"status": 429, "headers": {"retry-after": 3600}},
@@ -73,6 +74,16 @@ FAULTS = {
         4,
         0,
         "^UnsupportedProtocol.*a redirect to",
+    ),
+    "redirect to no name": (
+        {"location": "http://a..b/"},
+        4,
+        0,
+        "^UnsupportedProtocol.*//a[.][.]b/",
+    ),
+    "redirect to no port": (
+        {"location": "//127.0.0.1:99999/"},
+        *(4, 0, "^UnsupportedProtocol.*a redirect to"),
     ),
     "half a JSON": ({"body": '{"stargazers_count": 2'}, 4, 0, "^JSONDecodeError"),
     "HTML": ({"html": True}, 4, 0, "^DecodingError.*no JSON but text/html.*from http"),
