@@ -228,10 +228,10 @@ def client_for(address: str, token: str) -> httpx.Client:
         raise ValueError(f"{', '.join(filter(read.fullmatch, os.environ))}: {error}") from error
 
 
-def is_http(address: str | httpx.URL) -> bool:
+def is_http(address: str, base: str | httpx.URL = "") -> bool:
     """Whether a request can be sent to this address, which must not have a password in it."""
     with suppress(httpx.InvalidURL, UnicodeError):
-        url = httpx.URL(address)
+        url = httpx.URL(base).join(address)
         host = url.host.encode("idna")  # as a socket will: two dots, or 64 letters, are no name
         usual = url.scheme in ("http", "https") and (url.port or 0) < 65536 and not url.userinfo
         return usual and b"%" not in host != b""
@@ -240,9 +240,9 @@ def is_http(address: str | httpx.URL) -> bool:
 
 def read_in_time(response: httpx.Response) -> None:
     """Read a body against a clock: httpx's own time-out starts again with each piece."""
-    target = response.url.join(response.headers.get("location", ""))
-    if not is_http(target):  # the socket would have an error of its own for it
-        raise httpx.UnsupportedProtocol(f"a redirect to {target!r:.80}")
+    location = response.headers.get("location", "")
+    if not is_http(location, base=response.url):  # a socket would have an error of its own for it
+        raise httpx.UnsupportedProtocol(f"a redirect to {location!r:.80}")
     kind = response.headers.get("content-type", "")
     if response.is_success and "html" in kind:
         raise httpx.DecodingError(f"no JSON but {kind} from {response.url}; is it a log-in page?")
