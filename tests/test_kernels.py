@@ -15,6 +15,7 @@ from test_lesson import end_servers_in, servers_in, stand_in, until
 from test_script import cached
 
 import lesson
+import server
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +34,7 @@ class Kernel:
         )
         stack.callback(self.manager.shutdown_kernel, now=True)
         stack.callback(self.client.stop_channels)
-        port = lesson.free_port((0,))  # nobody else's, so that it is the same after a restart
+        port = server.free_port((0,))  # nobody else's, so that it is the same after a restart
         self.set_up = f"import lesson\nlesson.PRACTICE_PORTS = ({port}, 0)\n{SET_UP}"
 
     def begin(self, code):
@@ -122,7 +123,7 @@ def test_a_server_outlives_the_kernel_that_started_it(tmp_path):
         kernel = Kernel(stack, LESSONS_HOME=str(tmp_path))
         stack.callback(end_servers_in, home)
         kernel.run(
-            "import os, time\nimport lesson\nlesson.PORTS = (0,)\n"
+            "import os, time\nimport lesson, server\nserver.PORTS = (0,)\n"
             f"os.environ['PYTHONPATH'] = {stand_in(tmp_path)!r}\nurl = lesson.start_server()"
         )
         (server,) = servers_in(home)
@@ -140,8 +141,9 @@ A_TEST = """\
     import os, signal, sys, time
     from pathlib import Path
     import lesson
+    import server
 
-    lesson.PORTS = (0,)
+    server.PORTS = (0,)
 
     def end(signal):
         os.kill(os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid(), signal)

@@ -22,6 +22,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import ObjectNotFound
 
 import lesson
+import server
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "ghp_Th1sIsN0tF0rPract1ceAndN0bodys"
@@ -66,12 +67,13 @@ def stand_in(folder):
 def home(tmp_path, monkeypatch):
     """A fresh home for `lesson`, whose servers are stand-ins. Ends all that were started in it."""
     home = tmp_path / ".lessons"
+    monkeypatch.setattr(server, "HOME", home)
     monkeypatch.setattr(lesson, "HOME", home)
-    monkeypatch.setattr(lesson, "ADDRESS", home / "server.json")
-    monkeypatch.setattr(lesson, "SERVER_LOG", home / "server.log")
-    monkeypatch.setattr(lesson, "PORTS", (0,))
-    monkeypatch.setattr(lesson, "START_UP", 30)
-    monkeypatch.setitem(lesson.KERNEL_SETTINGS, "PREFECT_HOME", str(home))
+    monkeypatch.setattr(server, "ADDRESS", home / "server.json")
+    monkeypatch.setattr(server, "SERVER_LOG", home / "server.log")
+    monkeypatch.setattr(server, "PORTS", (0,))
+    monkeypatch.setattr(server, "START_UP", 30)
+    monkeypatch.setitem(server.SETTINGS, "PREFECT_HOME", str(home))
     monkeypatch.setenv("PYTHONPATH", stand_in(tmp_path))
     yield home
     end_servers_in(home)
@@ -106,22 +108,24 @@ def until(condition):
 
 
 def pid():
-    return json.loads(lesson.ADDRESS.read_text())["pid"]
+    return json.loads(server.ADDRESS.read_text())["pid"]
 
 
 def test_the_server_is_started_once(home, capsys):
-    url = lesson.start_server()
-    assert lesson.start_server() == lesson.server_url() == url
+    url = server.start_server()
+    assert server.start_server() == server.server_url() == url
     assert [server.pid for server in servers_in(home)] == [pid()]
     assert capsys.readouterr().out.count("Starting the Prefect server") == 1
 
 
 def test_several_kernels_at_once_start_one_server(home):
     stand_in = os.environ.pop("PYTHONPATH")  # for the server alone
-    code = f"import os, lesson; lesson.PORTS = (0,); os.environ['PYTHONPATH'] = {stand_in!r}"
+    code = (
+        f"import os, lesson, server; server.PORTS = (0,); os.environ['PYTHONPATH'] = {stand_in!r}"
+    )
     kernels = [
         subprocess.Popen(
-            [sys.executable, "-c", f"{code}; print(lesson.start_server())"],
+            [sys.executable, "-c", f"{code}; print(server.start_server())"],
             cwd=ROOT / "notebooks",
             env=os.environ | {"LESSONS_HOME": str(home.parent)},
             stdout=subprocess.PIPE,
@@ -130,17 +134,17 @@ def test_several_kernels_at_once_start_one_server(home):
         for _ in range(4)
     ]
     printed = [kernel.communicate(timeout=60)[0].splitlines() for kernel in kernels]
-    assert {lines[-1] for lines in printed} == {lesson.server_url()}
+    assert {lines[-1] for lines in printed} == {server.server_url()}
     assert sorted(map(len, printed)) == [1, 1, 1, 2]  # one of them says that it starts it
     assert len(servers_in(home)) == 1
 
 
 def test_a_server_that_died_is_replaced(home):
-    lesson.start_server()
+    server.start_server()
     (died,) = servers_in(home)
     end_servers_in(home)
-    assert lesson.server_url() is None
-    assert lesson.start_server() == lesson.server_url()
+    assert server.server_url() is None
+    assert server.start_server() == server.server_url()
     assert [server.pid for server in servers_in(home)] == [pid()] != [died.pid]
 
 
@@ -151,22 +155,22 @@ def test_a_start_that_was_interrupted_leaves_no_second_server(home, monkeypatch,
     if young:  # the system has not given it its command line yet
         monkeypatch.setattr(psutil.Process, "cmdline", lambda self: [])
     with monkeypatch.context() as patch:
-        patch.setattr(lesson.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(server.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            lesson.start_server()
+            server.start_server()
     assert len(servers_in(home)) == 1
     (home / "mute").unlink()
-    assert lesson.start_server() == lesson.server_url()
+    assert server.start_server() == server.server_url()
     assert len(servers_in(home)) == 1
 
 
 def test_a_server_of_another_version_is_replaced(home):
     home.mkdir()
     (home / "old").write_text("3.8.8")
-    old = lesson._launch()
-    assert lesson.server_url() == old
+    old = server._launch()
+    assert server.server_url() == old
     (before,) = servers_in(home)
-    assert lesson.start_server() == lesson.server_url()
+    assert server.start_server() == server.server_url()
     assert [server.pid for server in servers_in(home)] == [pid()] != [before.pid]
     assert (home / "history").exists()
 
@@ -186,8 +190,8 @@ def test_a_server_of_another_version_is_replaced(home):
 def test_a_server_that_does_not_come_up_is_one_sentence(home, log, sentence):
     home.mkdir()
     (home / "broken").write_text(log)
-    with pytest.raises(lesson.SetupError) as failed:
-        lesson.start_server()
+    with pytest.raises(server.SetupError) as failed:
+        server.start_server()
     assert re.fullmatch(sentence, str(failed.value))
     assert (home / "server.log").read_text().strip() == log.strip()
 
@@ -239,17 +243,17 @@ def foreign(tmp_path):
 def test_a_stale_address_heals_and_ends_no_foreign_process(home, foreign, stale):
     text = stale.replace("FOREIGN", str(foreign[0])).replace("PORT", str(foreign[1]))
     home.mkdir()
-    lesson.ADDRESS.write_text(text, encoding="utf-8", errors="surrogateescape")
-    assert lesson.stop_server() is False
-    lesson.ADDRESS.write_text(text, encoding="utf-8", errors="surrogateescape")
-    assert lesson.server_url() is None
-    assert lesson.start_server() == lesson.server_url()
+    server.ADDRESS.write_text(text, encoding="utf-8", errors="surrogateescape")
+    assert server.stop_server() is False
+    server.ADDRESS.write_text(text, encoding="utf-8", errors="surrogateescape")
+    assert server.server_url() is None
+    assert server.start_server() == server.server_url()
     assert len(servers_in(home)) == 1
 
 
 def test_the_port_of_another_is_left_alone(home, foreign, monkeypatch):
-    monkeypatch.setattr(lesson, "PORTS", (foreign[1], 0))
-    url = lesson.start_server()
+    monkeypatch.setattr(server, "PORTS", (foreign[1], 0))
+    url = server.start_server()
     assert httpx.URL(url).port != foreign[1]
     assert httpx.get(f"http://127.0.0.1:{foreign[1]}").json() == []
 
@@ -311,10 +315,10 @@ def unwritable(tmp_path):
 
 def test_a_home_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
     for home in unwritable(tmp_path):
-        monkeypatch.setattr(lesson, "HOME", home)
-        monkeypatch.setattr(lesson, "ADDRESS", home / "server.json")
-        with pytest.raises(lesson.SetupError) as failed:
-            lesson.start_server()
+        monkeypatch.setattr(server, "HOME", home)
+        monkeypatch.setattr(server, "ADDRESS", home / "server.json")
+        with pytest.raises(server.SetupError) as failed:
+            server.start_server()
         assert re.fullmatch(
             rf"Cannot write to {re.escape(str(home))} \(.+\)\. "
             r"Set LESSONS_HOME to a folder that can be written\.",
@@ -339,8 +343,6 @@ def no_practice_api_yet(github, monkeypatch):
 def test_the_practice_api_takes_the_next_port_if_one_is_taken(no_practice_api_yet, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         monkeypatch.setattr(lesson, "PRACTICE_PORTS", (taken.getsockname()[1], 0))
-        # Another kernel may take it after we looked.
-        monkeypatch.setattr(lesson, "free_port", lambda candidates: candidates[0])
         github = lesson.start()
     assert httpx.get(github.url, headers={"user-agent": "test"}).is_success
 

@@ -534,7 +534,7 @@ def test_a_result_that_another_process_is_just_writing_is_read_again(github, mon
 
 def test_results_are_json_that_expires_before_the_next_morning(github):
     show_stars([PYDANTIC])
-    (file,) = (lesson.HOME / "storage").iterdir()
+    (file,) = lesson.saved_files()
     record = json.loads(file.read_text(encoding="utf-8"))
     assert json.loads(record["result"])["stargazers_count"] == STARS[PYDANTIC]
     left = datetime.fromisoformat(record["metadata"]["expiration"]) - datetime.now().astimezone()
