@@ -103,14 +103,14 @@ def start_server():
     To make the database is most of a start: the first worker that comes makes one for all. Returns
     a copy of it, as new.
     """
+    import background
     import lesson
-    import server
 
     shared = Path(os.environ["LESSONS_HOME"])
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
     new, own = shared / "new" / "prefect.db", lesson.HOME / "prefect.db"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server, "PORTS", (0,))
+        patch.setattr(background, "PORTS", (0,))
         with lesson.only_one(new.parent):
             if not new.exists():
                 lesson.start_server()

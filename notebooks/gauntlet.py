@@ -36,6 +36,7 @@ from threading import Event
 
 import pandas as pd
 
+sys.path.append(os.path.dirname(os.path.realpath(__file__)))  # with `python -P`
 import lesson
 import practice_api
 from exercises import FAILS, HOLDS, MARKS, NOT_REACHED, Coloured

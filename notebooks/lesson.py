@@ -12,13 +12,20 @@ Everything is kept in one folder, `.lessons`, in `notebooks` or in the folder th
 `LESSONS_HOME` names; a relative one begins in `notebooks`.
 """
 
-import logging
 import os
+import sys
+
+# A file in the working folder, or beside this one, comes last: it may have the name of a module.
+# This checkout comes before one that is installed.
+sys.path.append(os.path.dirname(os.path.realpath(__file__)))
+sys.path.sort(key=lambda path, last=(sys.path[-1], ""): path in last and 1 + last.index(path))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+
+import logging
 import pickle
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import textwrap
 import time
@@ -34,11 +41,7 @@ import httpx
 import psutil
 
 import __main__
-
-# Also where Python leaves the folder of a script out, or the kernel works in another one.
-sys.path.append(str(Path(__file__).resolve().parent))
-
-from server import (
+from background import (
     FOLDER,
     HOME,
     SETTINGS,
@@ -106,12 +109,9 @@ def isolate() -> None:
     os.environ.update(mine)
     if not Path(os.environ.get("SSL_CERT_FILE", __file__)).is_file():
         del os.environ["SSL_CERT_FILE"]  # every HTTP client would fail
-    # This checkout comes before one that is installed. A file in the working folder comes last: it
-    # may have the name of a module.
-    root, working = str(FOLDER.parent), (str(FOLDER), "")
-    sys.path[:] = [root, *(path for path in sys.path if path not in working), *working]
+    # Processes that this one starts take `pipeline` from this checkout, too.
     others = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([root, *others]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(FOLDER.parent), *others]))
     # Nothing that a library says only now and then, or of which an output must have nothing:
     # matplotlib of its fonts, Python of an unclosed socket.
     logging.getLogger("matplotlib").setLevel("ERROR")
@@ -138,6 +138,7 @@ def start():
     """
     global _github
     leave_settings_files()
+    live = _github and os.environ.get("GITHUB_API_URL") != _github.url
     with writing(HOME):  # the server may be up, and another user's
         STORAGE.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=STORAGE).close()
@@ -160,6 +161,8 @@ def start():
             api = FakeGitHub(latency=0.1, rate_limit=5000, port=port)
             with suppress(OSError):  # taken, perhaps by another kernel a moment ago
                 _github = api.start()
+    if live:  # until now: the limit is the pipeline's own, for GitHub
+        usual_limit()
     os.environ["GITHUB_API_URL"] = _github.url
     os.environ.pop("GITHUB_TOKEN", None)  # the reader's own is not for practice
     # Prefect's own logging, set up by now, lets uvicorn report a stranger's request into the cell.
@@ -372,7 +375,7 @@ def another_process(flow, github_repos: list[str]):
     """
     lines, job = [], [sys.path, (runs.portable(flow), github_repos)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([sys.executable, "-P", "-c", code], **pipes) as process:
+    with psutil.Popen([sys.executable, "-P", "-c", code], **pipes) as process:
         try:
             process.stdin.write(b"".join(map(pickle.dumps, job)))
             process.stdin.flush()
@@ -381,7 +384,7 @@ def another_process(flow, github_repos: list[str]):
             yield lines
             lines += process.communicate()[0].decode().splitlines()
         finally:
-            process.terminate()  # if the block was interrupted; else it has ended
+            end_all([process], 5)  # if the block was interrupted; else it has ended
 
 
 def clear_cache() -> None:

@@ -216,7 +216,7 @@ def default_server(folder: Path):
     import httpx
 
     import lesson
-    from server import free_port
+    from background import free_port
 
     port = free_port((0,))
     url = f"http://127.0.0.1:{port}"

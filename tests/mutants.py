@@ -321,7 +321,7 @@ MUTANTS = {
             *("with suppress(OSError):  # a full disk", "with suppress():  # a full disk"),
         ),
     ],
-    "notebooks/server.py": [
+    "notebooks/background.py": [
         (
             "a second server for a second kernel",
             f"{LESSON}several_kernels_at_once_start_one_server",

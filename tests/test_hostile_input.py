@@ -25,9 +25,9 @@ from prefect.exceptions import ParameterTypeError
 
 import lesson
 import pipeline
+from background import ADDRESS
 from fake_github import FakeGitHub
 from pipeline import IncompleteError, show_stars
-from server import ADDRESS
 
 ROOT = Path(__file__).parents[1]
 PYDANTIC = "pydantic/pydantic"

@@ -18,7 +18,7 @@ import pytest
 from nbval.plugin import get_sanitize_patterns
 
 import lesson
-from server import free_port
+from background import free_port
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 

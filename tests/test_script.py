@@ -26,8 +26,8 @@ from test_pipeline import PYDANTIC, STARS, host, lines
 
 import lesson
 import pipeline
+from background import SERVER_LOG
 from pipeline import show_stars
-from server import SERVER_LOG
 
 ROOT = Path(__file__).parents[1]
 REPOS = [f"load-test/{n}" for n in range(40)]
