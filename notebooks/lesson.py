@@ -84,7 +84,7 @@ STORAGE = results_of(
 )
 # In place of the reader's own. Processes that a kernel starts find its results.
 KERNEL_SETTINGS = SETTINGS | {
-    "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(STORAGE),
+    "PREFECT_LOCAL_STORAGE_PATH": str(STORAGE),
     "DASK_TEMPORARY_DIRECTORY": str(HOME),
     "DASK_DISTRIBUTED__LOGGING": str(dict.fromkeys(DASK_LOGGERS, SILENT)),
 }
