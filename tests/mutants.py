@@ -396,7 +396,7 @@ MUTANTS = {
             *("signal.signal(one, signal.SIG_IGN)", "pass"),
         ),
     ],
-    "notebooks/lesson.py": [
+    "notebooks/background.py": [
         (
             "a second server for a second kernel",
             f"{LESSON}several_kernels_at_once_start_one_server",
@@ -405,8 +405,10 @@ MUTANTS = {
         (
             "anybody's process is ended",
             f"{LESSON}a_stale_address_heals_and_ends_no_foreign_process",
-            *("if not HOME.samefile(server.cwd()) or ", "if "),
+            *("if HOME.samefile(server.cwd()) and ", "if "),
         ),
+    ],
+    "notebooks/lesson.py": [
         (
             "the reader's Prefect is used",
             f"{LESSON}going_live_can_be_run_again",
@@ -415,7 +417,7 @@ MUTANTS = {
         (
             "the cache is never cleared",
             f"{PIPELINE}creates_a_limit_for_each_allowance_and_changes_none_that_exists",
-            *('    shutil.rmtree(HOME / "storage", ignore_errors=True)', "    pass"),
+            *("    shutil.rmtree(STORAGE, ignore_errors=True)", "    pass"),
         ),
     ],
     "notebooks/exercises.py": [

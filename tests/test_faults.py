@@ -162,7 +162,7 @@ def fail(github, elsewhere, repo, name, times=None):
 
 def cached():
     """What is cached. (Prefect keeps an exception too, under a random name nobody asks for.)"""
-    files = [file.read_text(encoding="utf-8") for file in lesson.HOME.glob("storage/*")]
+    files = [file.read_text(encoding="utf-8") for file in lesson.saved_files()]
     return [json.loads(file)["result"] for file in files if "__exc_type__" not in file]
 
 

@@ -25,6 +25,7 @@ from prefect.exceptions import ParameterTypeError
 
 import lesson
 import pipeline
+from background import ADDRESS
 from fake_github import FakeGitHub
 from pipeline import IncompleteError, show_stars
 
@@ -266,7 +267,7 @@ def listeners(process):
 
 
 def test_the_practice_api_and_the_prefect_server_listen_on_loopback_only(github):
-    server = psutil.Process(json.loads(lesson.ADDRESS.read_text())["pid"])
+    server = psutil.Process(json.loads(ADDRESS.read_text())["pid"])
     for process, url in ((psutil.Process(), github.url), (server, lesson.server_url())):
         addresses = listeners(process)
         assert httpx.URL(url).port in [address.port for address in addresses]

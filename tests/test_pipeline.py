@@ -621,7 +621,7 @@ def test_the_token_of_a_private_repository_is_not_kept(github):
 
 def test_results_are_json_that_expires_before_the_next_morning(github):
     show_stars([PYDANTIC])
-    (file,) = (lesson.HOME / "storage").iterdir()
+    (file,) = lesson.saved_files()
     record = json.loads(file.read_text(encoding="utf-8"))
     assert json.loads(record["result"])["stargazers_count"] == STARS[PYDANTIC]
     left = datetime.fromisoformat(record["metadata"]["expiration"]) - datetime.now().astimezone()

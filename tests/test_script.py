@@ -27,6 +27,7 @@ from test_pipeline import PYDANTIC, STARS, host, lines
 
 import lesson
 import pipeline
+from background import SERVER_LOG
 from pipeline import show_stars
 
 ROOT = Path(__file__).parents[1]
@@ -137,7 +138,7 @@ def ready(ready_process):
 
 
 def files():
-    return sorted((lesson.HOME / "storage").glob("*"))
+    return sorted(lesson.saved_files())
 
 
 def cached():
@@ -666,5 +667,5 @@ def test_four_processes_run_the_same_at_once(github, ready):
             f"{repo}: {stars[repo]} stars" for repo in repos
         ]
         assert "Traceback" not in run.err.read_text()
-        assert "database is locked" not in run.err.read_text() + lesson.SERVER_LOG.read_text(**log)
+        assert "database is locked" not in run.err.read_text() + SERVER_LOG.read_text(**log)
     assert len(files()) == len(stars) == len(repos)
