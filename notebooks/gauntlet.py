@@ -671,6 +671,8 @@ def mornings(github, morning, history) -> None:
         for day in ("2026-01-25",) * 3 + ("2026-01-26",):
             states.append(morning(REPOS, day, return_state=True))
             rows.append(sorted(history.read_text().splitlines()) if history.exists() else [])
+    lesson.clear_cache()
+    github.reset()
     first, second, third, next_day = rows
     whole = sorted(f"2026-01-25,{repo},{stars}" for repo, stars in figures.items())
     kept = [row for row in whole if REPOS[1] not in row]
