@@ -201,23 +201,30 @@ def task_stream(
     runs = sorted((entry["startstops"][0] | entry for entry in stream), key=lambda r: r["stop"])
     log = requests.assign(end=requests["time"] + requests["duration"]).sort_values("end")
     pairs = list(zip(runs, log.itertuples(), strict=True))
-    zero = min(run["stop"] - request.end for run, request in pairs)  # on Dask's clock
+    shift = min(
+        run["stop"] - request.end for run, request in pairs
+    )  # from the API's clock to Dask's
+    begin = min(run["start"] for run in runs)
+    first = shift - begin  # request, in seconds since then
     figure, (above, below) = plt.subplots(2, sharex=True, figsize=(8, 4.5))
     for run, request in pairs:
-        row = names[run["worker"], run["thread"]]
-        waited = request.time - (run["start"] - zero)
-        above.barh(row, waited, left=request.time - waited, height=0.6, color="#d0d0d0")
-        above.barh(row, request.duration, left=request.time, height=0.6, color=BLUE)
+        row = list(names).index((run["worker"], run["thread"]))
+        start, sent = run["start"] - begin, first + request.time
+        above.barh(row, sent - start, left=start, height=0.6, color="#d0d0d0")
+        above.barh(row, request.duration, left=sent, height=0.6, color=BLUE)
     above.barh(row, 0, color="#d0d0d0", label="waiting for a slot")
     above.barh(row, 0, color=BLUE, label="request")
-    above.set_yticks(list(names.values()))
-    above.invert_yaxis()
-    sent, last = requests["time"], requests["time"].max()
-    below.step([*sent, last], [*range(1, len(sent) + 1), len(sent)], where="post", color=BLUE)
+    above.set_yticks(range(len(names)), list(names.values()))
+    above.set_ylim(len(names) - 0.5, -0.5)
+    times, last = first + requests["time"], requests["time"].max()
+    below.step(
+        [*times, first + last], [*range(1, len(times) + 1), len(times)], where="post", color=BLUE
+    )
     line = f"our limit: {limit} + {slot_decay_per_second:g} a second"
     most = [limit, limit + slot_decay_per_second * last]
-    below.plot([0, last], most, color="black", linestyle="--", label=line)
-    below.set(xlabel="time (s)", ylabel="requests so far", ylim=(0, None))
+    below.plot([first, first + last], most, color="black", linestyle="--", label=line)
+    below.set(xlabel="time (s)", ylabel="requests so far", ylim=(0, None), xlim=(0, None))
+    below.yaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside lower left", ncols=3, fontsize="small")
     figure.suptitle(title, x=0.01, ha="left")
     text = f"{len(stream)} task runs in {len(names)} threads of {len(workers)}"
