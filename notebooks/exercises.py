@@ -269,7 +269,7 @@ def check_star_chart(github, show_forks) -> None:
 def minutes_kept() -> list[int]:
     """After how many minutes the results in the cache expire, from when they were saved."""
     kept = set()
-    for file in (lesson.HOME / "storage").glob("*"):
+    for file in lesson.saved_files():
         if until := json.loads(file.read_text())["metadata"]["expiration"]:
             seconds = datetime.fromisoformat(until).timestamp() - file.stat().st_mtime
             kept.add(round(seconds / 60))
