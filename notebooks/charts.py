@@ -7,14 +7,18 @@ from IPython.display import display
 from matplotlib.dates import DateFormatter
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # told apart by colour-blind readers too
+LIGHT_ORANGE = "#FBE3D0"  # an outage, or a time for which the API said to wait
 
 
-def requests(requests, title: str, repos: list[str] | None = None, floor=None) -> None:
-    """Draw when each request was under way, a row for each repository, as the practice API saw it.
+def requests(
+    requests, title: str, repos: list[str] | None = None, floor=None, band: tuple | None = None
+) -> None:
+    """Draw when each request was in flight, a row for each repository, as the practice API saw it.
 
     requests: a `FakeGitHub.requests`, or several of them by name, drawn on one time scale
-    repos: the rows from top to bottom, also for repositories that were never asked
+    repos: the rows from top to bottom, also for repositories that were never requested
     floor: where to draw the shortest possible time, in seconds; by name for several
+    band: an outage, or a time to wait, as (from, to, what it is), in seconds
     """
     logs = requests if isinstance(requests, dict) else {"": requests}
     floors = floor if isinstance(floor, dict) else dict.fromkeys(logs, floor)
@@ -45,16 +49,24 @@ def requests(requests, title: str, repos: list[str] | None = None, floor=None) -
                 axes.text(middle, y[bar], status, ha="center", color="white", **label)
             elif not following[bar] < end[bar] + room:  # of attempts close together, the last
                 axes.text(end[bar], y[bar], f" {status}", color=ORANGE, **label)
+        if band:
+            axes.axvspan(*band[:2], color=LIGHT_ORANGE, zorder=0)
+            middle = sum(band[:2]) / 2, 1
+            where = {"xycoords": axes.get_xaxis_transform(), "va": "bottom", "ha": "center"}
+            axes.annotate(band[2], middle, color=ORANGE, fontsize="small", **where)
         if floors.get(name):
-            axes.axvline(floors[name], color="black", linestyle="--", linewidth=1)
+            axes.axvline(floors[name], color="black", linestyle=":", linewidth=1.5)
             axes.text(floors[name], -0.6, " floor", va="bottom", fontsize="small")
         if len(names) <= 12:
             axes.set_yticks(range(len(names)), names)
         else:
             axes.set_yticks([])
-            axes.set_ylabel(f"{len(names)} repositories")
+            axes.set_ylabel(f"{len(names)} repositories, a row each")
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_title(name, loc="left", fontsize="medium", pad=16 if floors.get(name) else None)
+        pad = 16 if band or floors.get(name) else None
+        axes.set_title(name, loc="left", fontsize="medium", pad=pad)
+        total = f"{len(log)} request{'s'[: len(log) != 1]}, {end.max():.1f} s"
+        axes.set_title(total, loc="right", fontsize="medium", pad=pad)
     all_axes[-1, 0].set_xlabel("time (s)")
     all_axes[-1, 0].set_xlim(left=0)
     figure.suptitle(title, x=0.01, ha="left")
