@@ -181,7 +181,7 @@ MUTANTS = {
         (
             "the look is the truth",
             f"{PIPELINE}a_limit_that_nobody_can_see_is_asked_for_all_the_same",
-            *("if not shared.full or now - shared.full > min(slot, 60) + 1:", "if not shared.full:"),
+            *("not shared.full or now - shared.full > min(slot, 60) + 1", "not shared.full"),
         ),
         (
             "somebody's limit is changed",
