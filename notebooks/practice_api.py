@@ -191,8 +191,9 @@ class PracticeAPI:
 
     `latency`, `rate_limit` and `rate_window` can be set at any time. Raises ValueError for
     arguments that make no sense. `on_request`, if set, is called in the server's thread with a
-    line for each request, such as "GET /repos/dask/dask 200". `numbers` has the whole numbers of
-    names; those of other names are made up. `number` has what the API makes of them.
+    line for each request, such as "GET /repos/dask/dask 200". While `hold`, if set, returns True,
+    a response sends nothing but spaces, so that no client gives up. `numbers` has the whole numbers
+    of names; those of other names are made up. `number` has what the API makes of them.
     """
 
     kinds = ("reset", "truncated")
@@ -213,6 +214,7 @@ class PracticeAPI:
         self.api = api
         self.latency, self.rate_limit, self.rate_window = latency, rate_limit, rate_window
         self.on_request: Callable[[str], None] | None = None
+        self.hold: Callable[[], bool] | None = None
         self.numbers: dict[str, int] = {}
         self._settings = latency, rate_limit, rate_window
         self._port = port
@@ -432,7 +434,10 @@ class PracticeAPI:
                 await _drop(request, response, send, reset=fault.kind == "reset")
             else:
                 row.status = response.status_code
-                await response(scope, receive, send)
+                if self.hold is None:
+                    await response(scope, receive, send)
+                else:
+                    await self._send_later(response, send)
         except asyncio.CancelledError:  # stop() does not wait for long
             request.state.transport.abort()
             raise
@@ -440,6 +445,16 @@ class PracticeAPI:
             row.ended = time.perf_counter()
             if self.on_request is not None:
                 self.on_request(f"{request.method} {address_of(request)} {row.status}")
+
+    async def _send_later(self, response: Response, send: Send) -> None:
+        """Send spaces, which JSON may begin with, and the body when it is not held any longer."""
+        del response.headers["content-length"]
+        start = {"status": response.status_code, "headers": response.raw_headers}
+        await send({"type": "http.response.start", **start})
+        while self.hold is not None and self.hold():
+            await send({"type": "http.response.body", "body": b" ", "more_body": True})
+            await asyncio.sleep(0.1)
+        await send({"type": "http.response.body", "body": response.body})
 
     def _arrive(self, request: Request) -> tuple[_Row, Fault, Response]:
         """Log a request, charge it and prepare its response; the caller holds the lock."""
