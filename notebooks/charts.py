@@ -1,7 +1,10 @@
 """What the practice API saw, drawn. `notebooks/matplotlibrc` has the style."""
 
+from datetime import date
+
 import matplotlib.pyplot as plt
 from IPython.display import display
+from matplotlib.dates import DateFormatter
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # told apart by colour-blind readers too
 
@@ -178,39 +181,77 @@ def stars(stars: dict[str, int], title: str) -> None:
     show(figure, f"{title}. A bar for each of {len(names)} repositories: {most}, {fewest}.")
 
 
-def task_stream(stream: list[dict], title: str) -> None:
-    """Draw which of Dask's workers did what, and when: a row for each of their threads.
+def task_stream(
+    stream: list[dict], requests, title: str, limit: int, slot_decay_per_second: float
+) -> None:
+    """Draw what Dask's threads did, a row each, and below it the requests so far under their limit.
 
-    stream: what `lesson.task_stream` recorded
+    stream: what `lesson.task_stream` recorded: task runs that each end with their one request
+    requests: a `FakeGitHub.requests`
+    limit, slot_decay_per_second: those of the global concurrency limit
     """
-    rows = sorted({(entry["worker"], entry["thread"]) for entry in stream})
-    workers = sorted({worker for worker, _ in rows})
-    tasks = list(dict.fromkeys(entry["key"].rpartition("-")[0] for entry in stream))
-    spans = [(step["start"], step["stop"]) for entry in stream for step in entry["startstops"]]
-    begin = min(start for start, _ in spans)
-    figure, axes = plt.subplots(figsize=(8, 1 + 0.35 * len(rows)))
-    for task, color in zip(tasks, (BLUE, GREY, ORANGE), strict=False):
-        done = [entry for entry in stream if entry["key"].startswith(f"{task}-")]
-        steps = [(entry, step) for entry in done for step in entry["startstops"]]
-        axes.barh(
-            [rows.index((entry["worker"], entry["thread"])) for entry, _ in steps],
-            [step["stop"] - step["start"] for _, step in steps],
-            left=[step["start"] - begin for _, step in steps],
-            height=0.6,
-            color=color,
-            edgecolor="white",
-            label=task,
-        )
-    names = [f"worker {workers.index(worker) + 1}" for worker, _ in rows]
-    axes.set_yticks(range(len(rows)), names)
-    axes.set(xlabel="time (s)", ylim=(len(rows) - 0.5, -0.5), xlim=(0, None))
-    for row in range(1, len(rows)):
-        if names[row] != names[row - 1]:
-            axes.axhline(row - 0.5, color="black", linewidth=1)
+    threads = sorted({(entry["worker"], entry["thread"]) for entry in stream})
+    workers = {}
+    for worker, thread in threads:
+        workers.setdefault(worker, []).append(thread)
+    names = {
+        (worker, thread): f"worker {number}, thread {within}"
+        for number, (worker, its_threads) in enumerate(workers.items(), 1)
+        for within, thread in enumerate(its_threads, 1)
+    }
+    runs = sorted((entry["startstops"][0] | entry for entry in stream), key=lambda r: r["stop"])
+    log = requests.assign(end=requests["time"] + requests["duration"]).sort_values("end")
+    pairs = list(zip(runs, log.itertuples(), strict=True))
+    shift = min(
+        run["stop"] - request.end for run, request in pairs
+    )  # from the API's clock to Dask's
+    begin = min(run["start"] for run in runs)
+    first = shift - begin  # request, in seconds since then
+    figure, (above, below) = plt.subplots(2, sharex=True, figsize=(8, 4.5))
+    for run, request in pairs:
+        row = list(names).index((run["worker"], run["thread"]))
+        start, sent = run["start"] - begin, first + request.time
+        above.barh(row, sent - start, left=start, height=0.6, color="#d0d0d0")
+        above.barh(row, request.duration, left=sent, height=0.6, color=BLUE)
+    above.barh(row, 0, color="#d0d0d0", label="waiting for a slot")
+    above.barh(row, 0, color=BLUE, label="request")
+    above.set_yticks(range(len(names)), list(names.values()))
+    above.set_ylim(len(names) - 0.5, -0.5)
+    times, last = first + requests["time"], requests["time"].max()
+    below.step(
+        [*times, first + last], [*range(1, len(times) + 1), len(times)], where="post", color=BLUE
+    )
+    line = f"our limit: {limit} + {slot_decay_per_second:g} a second"
+    most = [limit, limit + slot_decay_per_second * last]
+    below.plot([first, first + last], most, color="black", linestyle="--", label=line)
+    below.set(xlabel="time (s)", ylabel="requests so far", ylim=(0, None), xlim=(0, None))
+    below.yaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside lower left", ncols=3, fontsize="small")
     figure.suptitle(title, x=0.01, ha="left")
-    text = f"{len(stream)} task runs in {len(rows)} threads of {len(workers)} worker processes"
+    text = f"{len(stream)} task runs in {len(names)} threads of {len(workers)}"
+    text += " worker processes wait for slots and send their requests, which stay below the limit"
     show(figure, f"{title}. Over time, a row for each thread: {text}.")
+
+
+def history(history, title: str) -> None:
+    """Draw how many stars each repository has gained since its first day, a dot for each day.
+
+    history: a DataFrame with a date, a repository and its stars in each row
+    """
+    days, told = sorted(set(history["date"])), []
+    figure, axes = plt.subplots(figsize=(8, 3))
+    axes.set_prop_cycle(color=[BLUE, ORANGE, GREY])
+    for repo, rows in history.sort_values("date").groupby("repository"):
+        x, gained = rows["date"].map(date.fromisoformat), rows["stars"] - rows["stars"].iloc[0]
+        [line] = axes.plot(x, gained, marker="o")
+        text = f"  {repo}: {rows['stars'].iloc[-1]:,} (+{gained.iloc[-1]:,})"
+        label = {"color": line.get_color(), "va": "center", "fontsize": "small"}
+        axes.text(x.iloc[-1], gained.iloc[-1], text, **label)
+        told.append(text.strip())
+    axes.xaxis.set_major_formatter(DateFormatter("%a %d"))
+    axes.set(ylabel="stars gained", ylim=(0, None))
+    figure.suptitle(title, x=0.01, ha="left")
+    show(figure, f"{title}. Stars gained, by {len(days)} days: {'; '.join(told)}.")
 
 
 def show(figure, alt: str) -> None:

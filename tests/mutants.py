@@ -411,7 +411,7 @@ MUTANTS = {
     "notebooks/lesson.py": [
         (
             "the reader's Prefect is used",
-            f"{LESSON}going_live_can_be_run_again",
+            f"{LESSON}an_address_and_its_token_stay_together",
             *('    os.environ.pop("GITHUB_API_URL", None)\n', ""),
         ),
         (
