@@ -77,46 +77,43 @@ def requests(
 def allowance(
     requests, title: str, limit: int, slot_decay_per_second: float, api: tuple | None = None
 ) -> None:
-    """Draw the requests so far against the most that a global concurrency limit lets through.
+    """Draw the requests so far, from the first one on, and the most that a limit lets through.
 
-    That is `limit` at once, and `slot_decay_per_second` more a second. Refused requests (403, 429)
-    are marked.
+    That is `limit` at once, and `slot_decay_per_second` more a second: the dashed line.
 
-    requests: a `FakeGitHub.requests`, or two of them by name, the one to compare with first
-    api: what the API answers, as (requests, seconds), to draw its first window
+    requests: a `FakeGitHub.requests`, or those of two processes by name, counted together
+    api: what the API allows, as (requests, seconds), to draw its first window
     """
-    logs = requests if isinstance(requests, dict) else {"requests": requests}
-    last = max([log["time"].max() for log in logs.values()] + [api[1] if api else 0])
-    figure, axes = plt.subplots(figsize=(8, 3.5))
-    refusals = 0
-    for (name, log), color in zip(logs.items(), (GREY, BLUE)[-len(logs) :], strict=True):
-        log = log.sort_values("time", ignore_index=True)
-        count = log.index + 1
-        axes.step(log["time"], count, where="post", color=color, label=name)
-        refused = log["status"].isin([403, 429])
-        if refused.any():
-            refusals += refused.sum()
-            times, order = log["time"][refused], count[refused]
-            axes.plot(times, order, "x", color=ORANGE, ms=9, mew=2, label="refused by the API")
-    axes.plot(
-        [0, last],
-        [limit, limit + slot_decay_per_second * last],
-        color="black",
-        linestyle="--",
-        label=f"our limit: {limit} + {slot_decay_per_second:g} a second",
-    )
+    logs = requests if isinstance(requests, dict) else {"": requests}
+    first = min(log["time"].min() for log in logs.values())
+    times = sorted(time - first for log in logs.values() for time in log["time"])
+    end, refused = max(times[-1], api[1] if api else 0), 0
+    figure, axes = plt.subplots(figsize=(8, 3.8))
+    axes.step(times, range(1, len(times) + 1), where="post", color=GREY, linewidth=1)
+    for (name, log), filled in zip(logs.items(), (True, False), strict=False):
+        good = log["status"].between(200, 399)
+        refused += len(log) - good.sum()
+        for rows, color, kind in (good, BLUE, "good response"), (~good, ORANGE, "refused"):
+            x = [time - first for time in log["time"][rows]]
+            y = [times.index(time) + 1 for time in x]
+            label = f"{name}: {kind}".removeprefix(": ") if x else None
+            face = color if filled else "white"
+            axes.plot(x, y, "o", color=color, mfc=face, mew=1.5, label=label)
+    label = f"our limit: {limit} + {slot_decay_per_second:g} a second"
+    most = [limit, limit + slot_decay_per_second * end]
+    axes.plot([0, end], most, color="black", linestyle="--", label=label)
     if api:
-        answers, window = api
-        label = f"the API: {answers} in {window} seconds"
-        axes.hlines(answers, 0, window, color=GREY, linewidth=4, zorder=1, label=label)
-    axes.set(xlabel="time (s)", ylabel="requests so far", ylim=(0, None), xlim=(0, None))
+        label = f"the API allows {api[0]} in {api[1]} seconds"
+        axes.hlines(api[0], 0, api[1], color="black", linewidth=1, label=label)
+    axes.set(xlabel="seconds since the first request", ylabel="requests so far")
+    axes.set(ylim=(0, 1.05 * max(most[1], len(times))), xlim=(-0.02 * end, 1.02 * end))
     axes.yaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside lower left", ncols=4, fontsize="small")
+    axes.set_title(f"{len(times)} requests, {times[-1]:.1f} s", loc="right", fontsize="medium")
+    figure.legend(loc="outside lower left", ncols=2, fontsize="small")
     figure.suptitle(title, x=0.01, ha="left")
-    counts = [f"{len(log)} requests ({name})" for name, log in logs.items()]
-    counts = counts if len(logs) > 1 else [f"{len(log)} requests"]
+    counts = [f"{len(log)} requests {name}".strip() for name, log in logs.items()]
     text = f"{' and '.join(counts)} over time, and the line that the limit does not let them cross"
-    show(figure, f"{title}. {text}; {refusals} were refused.")
+    show(figure, f"{title}. {text}; {refused} were refused.")
 
 
 def timelines(logs: dict[str, tuple], title: str, repos: list[str], parts: tuple[str, str]) -> None:
@@ -161,17 +158,21 @@ def timelines(logs: dict[str, tuple], title: str, repos: list[str], parts: tuple
 def slots(seen: list[tuple[float, int]], title: str) -> None:
     """Draw how many slots of a limit were free, as `lesson.watch_slots` saw them."""
     times, free = map(list, zip(*seen, strict=True))
-    first = next((t for t, n in seen if n < max(free)), 0)  # when a slot was first taken
-    times = [t - first for t in times]
+    full, start = max(free), next((t for t, n in seen if n < max(free)), 0)
+    times = [time - start for time in times]  # since a slot was first taken
+    empty = [time for time, count in zip(times, free, strict=True) if count == 0] or [0]
     figure, axes = plt.subplots(figsize=(8, 2.8))
-    axes.fill_between(times, max(free), step="post", color="#e6e6e6", label="taken")
-    axes.fill_between(times, free, step="post", color=BLUE, label="free")
-    axes.hlines(range(1, max(free)), -1, times[-1], color="white", linewidth=2)  # one on another
-    axes.set(xlabel="time (s)", ylabel="slots", ylim=(0, max(free)), xlim=(-0.5, times[-1]))
+    axes.axhline(full, color="black", linestyle="--", linewidth=1)
+    axes.step(times, free, where="post", color="black", linewidth=2)
+    words = {"full": -0.5, "empty": empty[-1] / 2, "refills": (empty[-1] + times[-1]) / 2}
+    for word, x in words.items():
+        axes.text(x, 1.04 * full, word, ha="center", va="bottom")
+    axes.set_title(f"dashed: the limit, {full} slots", loc="right", fontsize="medium")
+    axes.set(xlabel="seconds since a slot was first taken", ylabel="free slots")
+    axes.set(ylim=(0, 1.2 * full), xlim=(-1, times[-1]))
     axes.yaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside lower left", ncols=2, fontsize="small")
     figure.suptitle(title, x=0.01, ha="left")
-    text = f"Of {max(free)} slots, {min(free)} free at the fewest and {free[-1]} at the end"
+    text = f"Of {full} slots, {min(free)} free at the fewest and {free[-1]} at the end"
     show(figure, f"{title}. {text}, over {times[-1]:.0f} seconds.")
 
 
