@@ -103,13 +103,14 @@ def start_server():
     To make the database is most of a start: the first worker that comes makes one for all. Returns
     a copy of it, as new.
     """
+    import background
     import lesson
 
     shared = Path(os.environ["LESSONS_HOME"])
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
     new, own = shared / "new" / "prefect.db", lesson.HOME / "prefect.db"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lesson, "PORTS", (0,))
+        patch.setattr(background, "PORTS", (0,))
         with lesson.only_one(new.parent):
             if not new.exists():
                 lesson.start_server()
@@ -144,5 +145,5 @@ def github(practice_api, monkeypatch):
     practice_api.reset()
     practice_api.latency = 0
     lesson.clear_cache()
-    lesson.new_limit("github-api", 5000, 5000 / 3600)
+    lesson.usual_limit()
     return practice_api

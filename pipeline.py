@@ -12,30 +12,29 @@ exit code: 0 all fetched, 1 some failed, 2 bad arguments, 3 no Prefect server, 1
 # First the story: the flow of lesson 6, its names in its order, plus what production adds.
 # Then three sections, each for itself: GitHub's responses, waiting, the script.
 
-import builtins
 import copyreg
 import io
 import logging
-import math
 import os
 import re
 import signal
 import sys
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import redirect_stdout, suppress
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
-from functools import cache
+from functools import lru_cache
 from json import JSONDecodeError
 from threading import Event, Lock, Timer
 from urllib.request import getproxies_environment
 
-# In a process of its own, and not as the guest of a notebook, a debugger or `python -i`.
+# A process of its own, and no guest of a notebook (`%run`), a debugger or `python -i`.
 if ALONE := __name__ == "__main__" and not (
-    "__IPYTHON__" in vars(builtins) or sys.flags.interactive or sys.gettrace()
+    sys.flags.interactive or {"IPython", "pdb", "debugpy"} & sys.modules.keys()
 ):
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # noqa: SIM102
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115  (or it all goes to stdout)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports: no traceback
 
 import httpx
@@ -54,6 +53,7 @@ from prefect.utilities.asyncutils import run_coro_as_sync
 REPOS = ["PrefectHQ/prefect", "pydantic/pydantic", "huggingface/transformers"]
 MAX_WORKERS = 16  # threads of the flow, and connections to the API
 LONGEST_WAIT = 120  # seconds; if GitHub asks to wait for longer, a request fails instead
+LONGEST_READ = 30  # seconds for the body of a response
 
 
 @task
@@ -71,41 +71,34 @@ def get_stars(repo_stats: dict) -> int:
 
 
 def take_turn(github_repo: str, shared: "Shared") -> None:
-    """Return when a request may be sent. Raises `RuntimeError` if it cannot be sent in time."""
+    """Return when a request may be sent. Raises `RuntimeError` if that will not be in time."""
     shared.waiting.append(github_repo)
-    try:
-        with shared.turn:
-            while True:
-                if time.monotonic() < shared.not_before:
-                    shared.slots = 0  # slots from before the wait are void
-                pause(shared, shared.not_before - time.monotonic())
-                if not shared.slots:
-                    limit, count = slots_to_take(shared)
-                    with suppress(TimeoutError):  # another process was faster
-                        rate_limit(limit, occupy=count, strict=True, timeout_seconds=3)
-                        shared.slots = count
-                if shared.slots and time.monotonic() >= shared.not_before:
-                    shared.slots -= 1
-                    return
-    except httpx.HTTPError as error:  # Prefect's client has retried for a minute: enough for all
-        shared.not_before, shared.why = math.inf, f"Prefect's server failed: {error}"
-        raise RuntimeError(f"not sent: {shared.why}") from error
-    finally:
+    with shared.turn:
         shared.waiting.remove(github_repo)
+        while shared.over.is_set() or not shared.slots or time.monotonic() < shared.not_before:
+            wait = max(0, shared.not_before - time.monotonic())
+            if wait > LONGEST_WAIT or shared.over.wait(wait):
+                raise RuntimeError(f"not sent: {shared.why}")
+            shared.slots = 0  # slots from before the wait are void
+            with suppress(TimeoutError):  # another process was faster
+                if count := slots_to_take(shared):
+                    rate_limit(shared.limit, occupy=count, strict=True, timeout_seconds=3)
+                    shared.slots = count
+        shared.slots -= 1
 
 
 def obey(response: httpx.Response, shared: "Shared") -> None:
     """Back off as GitHub asks: after a refusal the whole run, after a server error this task."""
     wait, why = seconds_to_wait(response), str(BadResponseError(response))
-    if not is_refusal(response):
-        shared.over.wait(wait if wait <= LONGEST_WAIT else 0)
-        return
-    with shared.refusing:  # a shorter wait does not replace a longer one
-        longer = time.monotonic() + wait - shared.not_before
-        if longer > 0:
-            shared.not_before, shared.why = time.monotonic() + wait, why
-        if longer > 1:  # else it has been logged
-            get_run_logger().warning(why)
+    if is_refusal(response):
+        until = time.monotonic() + wait
+        with shared.refusing:
+            if until > shared.not_before + 1:  # else it has been logged
+                get_run_logger().warning(why)
+            if until > shared.not_before:  # a shorter wait does not replace a longer one
+                shared.not_before, shared.why = until, why
+    if wait <= LONGEST_WAIT:
+        shared.over.wait(wait)
 
 
 def is_transient(task, task_run, state) -> bool:
@@ -138,7 +131,7 @@ def task_and_api(context, parameters) -> str:
 )
 def resilient_fetch_stats(github_repo: str, shared: "Shared | None" = None) -> dict:
     """`fetch_stats`, in its turn. Raises a `RuntimeError` if the request was not sent."""
-    shared = shared or Shared()
+    shared = shared or Shared()  # its own: a slot for itself, and a refusal holds back no other
     take_turn(github_repo, shared)
     try:
         return with_stars(fetch_stats.fn(github_repo))
@@ -178,10 +171,10 @@ def show_stars(github_repos: list[str]) -> dict[str, int]:
 
 
 # --- GitHub's responses: the client, and what each response means ---------------------------------
-# What may pass, besides some error statuses.
+# What may pass, besides some statuses. (A cached result that is being written is half a JSON.)
 TRANSIENT = httpx.TransportError, httpx.DecodingError, JSONDecodeError, UnicodeDecodeError
 TRANSIENT += (ConcurrencySlotAcquisitionError,)
-CREATING = Lock()  # `cache` has none: many threads would create many clients
+CREATING = Lock()  # a cache has none: many threads would create many clients
 # Dask (lesson 7) pickles requests: without their headers, for there is the token.
 copyreg.pickle(httpx.Request, lambda request: (httpx.Request, (request.method, request.url)))
 
@@ -211,7 +204,7 @@ def client() -> httpx.Client:
         return client_for(api_url(), token())
 
 
-@cache
+@lru_cache(maxsize=9)  # a process that runs for months may see many tokens
 def client_for(address: str, token: str) -> httpx.Client:
     if not is_http(address):
         shown = address.rpartition("@")[2]  # without a password
@@ -235,28 +228,29 @@ def client_for(address: str, token: str) -> httpx.Client:
         raise ValueError(f"{', '.join(filter(read.fullmatch, os.environ))}: {error}") from error
 
 
-def is_http(address: str) -> bool:
+def is_http(address: str, base: str | httpx.URL = "") -> bool:
     """Whether a request can be sent to this address, which must not have a password in it."""
     with suppress(httpx.InvalidURL, UnicodeError):
-        url = httpx.URL(address)
-        host = url.host.encode("idna")  # as the socket will
-        return url.scheme in ("http", "https") and b"%" not in host != b"" == url.userinfo
+        url = httpx.URL(base).join(address)
+        host = url.host.encode("idna")  # as a socket will: two dots, or 64 letters, are no name
+        usual = url.scheme in ("http", "https") and (url.port or 0) < 65536 and not url.userinfo
+        return usual and b"%" not in host != b""
     return False
 
 
 def read_in_time(response: httpx.Response) -> None:
-    """Read a body within 30 seconds: httpx's own time-out starts again with each piece."""
-    kind, location = (response.headers.get(name, "") for name in ("content-type", "location"))
-    if "://" in location and not is_http(location):
+    """Read a body against a clock: httpx's own time-out starts again with each piece."""
+    location = response.headers.get("location", "")
+    if not is_http(location, base=response.url):  # a socket would have an error of its own for it
         raise httpx.UnsupportedProtocol(f"a redirect to {location!r:.80}")
+    kind = response.headers.get("content-type", "")
     if response.is_success and "html" in kind:
-        proxy = "does a proxy or a log-in page respond?"
-        raise httpx.DecodingError(f"no JSON but {kind} from {response.url}; {proxy}")
-    pieces, end = [], time.monotonic() + 30
+        raise httpx.DecodingError(f"no JSON but {kind} from {response.url}; is it a log-in page?")
+    pieces, end = [], time.monotonic() + LONGEST_READ
     for piece in response.stream:
         pieces.append(piece)
         if time.monotonic() > end:
-            raise httpx.ReadTimeout("the response took more than 30 s")
+            raise httpx.ReadTimeout(f"the response took more than {LONGEST_READ} s")
     response.stream.close()
     response.stream = httpx.ByteStream(b"".join(pieces))
 
@@ -325,49 +319,44 @@ class IncompleteError(RuntimeError):
 
 # --- Waiting: what the tasks of a run share, and the limit ----------------------------------------
 class Shared:
-    """What the tasks of a flow run share."""
+    """What the tasks of a flow run share, in one process."""
 
     def __init__(self):
         self.turn = Lock()  # of the task that takes slots, for all that wait
         self.over = Event()  # the flow run
         self.not_before = 0.0  # no request is sent before this moment (monotonic seconds)
-        self.why = ""  # the reason for that
+        self.why = "the run is over"  # the reason for that
         self.refusing = Lock()  # held to change these two
-        self.waiting = []  # the repositories whose tasks wait
-        self.slots = 0  # taken for them, and not yet used
-        self.told = -math.inf  # the last line about slots (monotonic seconds)
+        self.waiting = []  # the repositories whose tasks wait for their turn
+        self.limit = ""  # its name
+        self.slots = 0  # of it, taken for those that wait, and not yet used
+        self.full = 0.0  # since when it has no free slot; 0: it has some
+        self.told = -60.0  # the last line in the log about that
 
-    def __reduce__(self):  # on Dask each task has one of its own: nothing is shared by processes
+    def __reduce__(self):  # Dask pickles it: there each task gets one of its own
         return Shared, ()
 
 
-def pause(shared: Shared, seconds: float) -> None:
-    """Sleep. Raises `RuntimeError` if GitHub's wait is too long, or if the run ends meanwhile."""
-    if shared.not_before - time.monotonic() > LONGEST_WAIT:
-        raise RuntimeError(f"not sent: {shared.why}")
-    if shared.over.wait(max(0, seconds)):
-        raise RuntimeError("not sent: the flow run was interrupted")
-
-
-def slots_to_take(shared: Shared) -> tuple[str, int]:
-    """The limit, and a slot for each waiting task, or as many as are free. Waits if none is.
-
-    Look before acquiring: refused, Prefect's client sleeps, and only its time-out can wake it.
-    """
-    began = time.monotonic()
-    while True:
+def slots_to_take(shared: Shared) -> int:
+    """A slot for each task that waits, or as many as are free. If none is, sleep a little."""
+    try:  # look before acquiring: refused, Prefect's client sleeps until its time-out
         limit = ensure_limit()
-        free = limit.limit - limit.active_slots if limit.active else MAX_WORKERS
-        slot = 1 / (limit.slot_decay_per_second or 1)  # seconds until one more is free
-        # After that time acquire anyway: some servers do not show what has grown back.
-        if free > 0 or time.monotonic() - began > min(slot, 60):
-            return limit.name, min(max(free, 1), len(shared.waiting))
-        if time.monotonic() - shared.told > 60:
-            shared.told, count = time.monotonic(), len(shared.waiting)
-            get_run_logger().warning(
-                f"{count} wait for slots of {limit.name}, one each {slot:.3g} s"
-            )
-        pause(shared, min(slot / 20, 3))
+    except httpx.HTTPError as error:  # Prefect's client has retried for a minute: enough for all
+        shared.not_before, shared.why = float("inf"), f"Prefect's server failed: {error}"
+        return 0
+    free = limit.limit - limit.active_slots if limit.active else MAX_WORKERS
+    slot = 1 / (limit.slot_decay_per_second or 1)  # seconds until one more is free
+    now, count = time.monotonic(), 1 + len(shared.waiting)
+    shared.limit, shared.full = limit.name, free <= 0 and (shared.full or now)
+    # After that time acquire anyway: some servers do not show what has grown back.
+    if not shared.full or now - shared.full > min(slot, 60):
+        shared.full = 0.0
+        return min(max(free, 1), count)
+    if now - shared.told > 60:
+        shared.told = now
+        get_run_logger().warning(f"{count} wait for slots of {limit.name}, one each {slot:.3g} s")
+    shared.over.wait(min(slot / 20, 3))
+    return 0
 
 
 def ensure_limit():
@@ -383,6 +372,7 @@ def ensure_limit():
 
 
 # --- The script -----------------------------------------------------------------------------------
+SIGNALS = signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)
 DEFAULTS = {
     settings.PREFECT_CLIENT_RETRY_EXTRA_CODES: {500},  # retried, as 503 is
     settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # its thread takes a second to end
@@ -392,17 +382,6 @@ DEFAULTS = {
     settings.PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED: False,  # two writes at once stall
     settings.PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE: 200,
 }
-
-
-@contextmanager
-def below_the_logs():
-    """Print at the end of the block what is printed within it."""
-    try:
-        with redirect_stdout(io.StringIO()) as out:
-            yield
-    finally:
-        with suppress(OSError):  # a full disk, or nobody reads it
-            print(out.getvalue(), end="", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -416,25 +395,34 @@ def main(argv: list[str] | None = None) -> int:
         check_arguments(repos)
     except ValueError as error:
         parser.error(str(error))
-    server = settings.PREFECT_API_URL.value() or "temporary"
+    server = settings.PREFECT_API_URL.value()
     try:
         with settings.temporary_settings(set_defaults=DEFAULTS):
-            if server == "temporary":
-                print("Starting a temporary Prefect server, which takes a moment", file=sys.stderr)
-                from prefect.server.database import provide_database_interface as database
-
-                run_coro_as_sync(database().create_db())  # what is wrong with it shows here
-            with below_the_logs() if ALONE else nullcontext():
-                show_stars.with_options(log_prints=False)(repos)
+            run(repos, server)
     except IncompleteError as error:
         print(error, file=sys.stderr)
         return 1
     except (LookupError, TypeError, AttributeError, NameError):
         raise  # a mistake in this file
     except Exception as error:
-        print(f"The Prefect server ({server}) failed: {error!r}", file=sys.stderr)
+        print(f"The Prefect server ({server or 'temporary'}) failed: {error!r}", file=sys.stderr)
         return 3
     return 0
+
+
+def run(repos: list[str], server: str | None) -> None:
+    """Run `show_stars`, and print below its logs."""
+    if not server:
+        print("Starting a temporary Prefect server, which takes a moment", file=sys.stderr)
+        from prefect.server.database import provide_database_interface as database
+
+        run_coro_as_sync(database().create_db())  # what is wrong with it shows here, at once
+    try:
+        with redirect_stdout(io.StringIO()) as out:
+            show_stars.with_options(log_prints=False)(repos)
+    finally:
+        with suppress(OSError):  # a full disk, or nobody reads it
+            print(out.getvalue(), end="", flush=True)
 
 
 def one_line(record: logging.LogRecord) -> bool:
@@ -456,18 +444,19 @@ def end(code: int) -> None:
 
 
 def interrupt(number: int, _) -> None:
-    """What Ctrl-C, SIGTERM and SIGHUP do."""
+    """What Ctrl-C, SIGTERM and SIGHUP do, once."""
+    for one in SIGNALS:
+        signal.signal(one, signal.SIG_IGN)  # a second one would interrupt the end
     with suppress(OSError):  # nobody may be there to read it
         os.write(2, b"Interrupted. What was fetched is cached.\n")
     end(128 + number)
 
 
 if ALONE:
-    logging.raiseExceptions = False  # a second Ctrl-C may come while a line is written
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115  (not to stdout, if closed)
+    logging.raiseExceptions = False  # the interrupt may come while a line is written
     for handler in logging.getLogger().handlers:
         handler.addFilter(one_line)
-    for number in signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM):
+    for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, interrupt)
     end(main())

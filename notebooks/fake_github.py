@@ -36,6 +36,7 @@ from urllib.parse import unquote, urlencode
 
 from starlette.requests import Request
 
+sys.path.append(str(Path(__file__).resolve().parent))  # with `python -P`
 import practice_api
 from practice_api import HOST, Answer, Api, Fault, PracticeAPI, changed, made_up, number_of, path_of
 

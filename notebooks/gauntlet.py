@@ -39,6 +39,7 @@ from threading import Event
 
 import pandas as pd
 
+sys.path.append(os.path.dirname(os.path.realpath(__file__)))  # with `python -P`
 import lesson as set_up
 import practice_api
 from fake_github import GITHUB

@@ -12,231 +12,86 @@ Everything is kept in one folder, `.lessons`, in `notebooks` or in the folder th
 `LESSONS_HOME` names; a relative one begins in `notebooks`.
 """
 
-import json
-import logging
 import os
+import sys
+
+# A file in the working folder, or beside this one, comes last: it may have the name of a module.
+# This checkout comes before one that is installed.
+sys.path.append(os.path.dirname(os.path.realpath(__file__)))
+sys.path.sort(key=lambda path, last=(sys.path[-1], ""): path in last and 1 + last.index(path))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+
+import logging
+import pickle
 import re
 import shutil
-import socket
-import sqlite3
 import subprocess
-import sys
 import tempfile
 import textwrap
 import time
 import warnings
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from copy import copy
-from importlib.metadata import version
 from pathlib import Path
 from threading import Event, Thread
+from zlib import crc32
 
 import httpx
 import psutil
 
+import __main__
+from background import (
+    FOLDER,
+    HOME,
+    SETTINGS,
+    SetupError,
+    end_all,
+    ended,
+    is_alive,
+    isolated,
+    only_one,  # noqa: F401  (for others)
+    server_url,
+    start_server,
+    stop_server,
+    writing,
+)
+
 # The imports of Prefect, pandas and matplotlib stand where they are used: Prefect reads its
 # settings when it is imported, and `status` and `stop` should not wait for any of them.
 
-FOLDER = Path(__file__).resolve().parent
-# In a folder of their own, since `reset` removes it.
-HOME = (FOLDER / Path(os.environ.get("LESSONS_HOME", "")).expanduser() / ".lessons").resolve()
-ADDRESS = HOME / "server.json"  # {"url": …, "pid": …} of the background server
-SERVER_LOG = HOME / "server.log"
-# The first free one of each: after a restart, the same again. 0 is any.
-PORTS = (*range(4269, 4279), 0)  # of the Prefect server
-PRACTICE_PORTS = (*range(8787, 8797), 0)
-START_UP = 300  # seconds; a server on a fresh home takes 20 to 40, on a busy machine minutes
-
-KERNEL_SETTINGS = {
-    "PREFECT_HOME": str(HOME),
-    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",  # never a second, temporary server
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # a task may be called without a flow
-    "PREFECT_LOGGING_COLORS": "false",  # of a script that a cell runs
-}
-# A server on SQLite: one connection, few writes, no feed of events. By default a write that meets
-# another one costs two seconds, or up to a minute. Prefect opens one connection for any address
-# with ":memory:" in it, and SQLite ignores `label`.
-DATABASE = f"{(HOME / 'prefect.db').as_uri()}?uri=true&label=:memory:"
-CALM_SERVER = {
-    "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{DATABASE}",
-    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
-}
-
-
-class SetupError(RuntimeError):
-    """The set-up failed for a reason that the reader can mend."""
-
-    def _render_traceback_(self) -> list[str]:
-        """What a notebook shows of it: where it was raised helps nobody."""
-        return [f"{type(self).__name__}: {self}"]
-
-
-def isolated(settings: dict[str, str]) -> dict[str, str]:
-    """This process's environment with Prefect's variables replaced by `settings`."""
-    prefect = "PREFECT_"  # which may be in small letters, too
-    others = {name: v for name, v in os.environ.items() if not name.upper().startswith(prefect)}
-    return others | settings
-
-
-# --- The background server ------------------------------------------------------------------------
-
-
-def server_url(of: str | None = None) -> str | None:
-    """The address of the lessons' Prefect server, if it is up (and, if asked, of this version)."""
-    # Without `verify` it would load certificates, which takes longer than all the rest.
-    options = {"timeout": 5, "trust_env": False, "verify": False}
-    try:
-        url = json.loads(ADDRESS.read_text())["url"]
-        settings = httpx.get(f"{url}/api/admin/settings", **options).json()
-        # A server that took over the port of ours, in another checkout, has another home.
-        if not HOME.samefile(settings["home"]):
-            return None
-        if of in (None, httpx.get(f"{url}/api/admin/version", **options).json()):
-            return url
-    except (OSError, ValueError, KeyError, TypeError, httpx.HTTPError, httpx.InvalidURL):
-        pass
-    return None
-
-
-def start_server() -> str:
-    """Return the address of the lessons' Prefect server; start it in the background if it is down.
-
-    One of another version than this Python's Prefect is replaced, and what it recorded stays.
-    Raises `SetupError` if the folder cannot be written or the server does not come up.
-    """
-    if url := server_url(version("prefect")):
-        return url
-    with only_one(HOME):
-        return server_url(version("prefect")) or _launch()
-
-
-def _launch() -> str:
-    # One that does not answer, is of another version, or whose start was interrupted: never two.
-    stop_server()
-    port = free_port(PORTS)
-    url = f"http://127.0.0.1:{port}"
-    print(f"Starting the Prefect server of the lessons on {url} (half a minute, once) …")
-    settings = KERNEL_SETTINGS | CALM_SERVER | {"PREFECT_API_URL": f"{url}/api"}
-    command = [sys.executable, "-m", "prefect", "server", "start"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    with SERVER_LOG.open("w") as log:
-        server = subprocess.Popen(
-            command,
-            cwd=HOME,
-            env=isolated(settings),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            # Apart from the kernel: interrupting one signals its whole process group.
-            start_new_session=True,
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-        )
-    ADDRESS.write_text(json.dumps({"url": url, "pid": server.pid}))
-    deadline = time.monotonic() + START_UP
-    while time.monotonic() < deadline and server.poll() is None:
-        if server_url():
-            return url
-        time.sleep(0.1)
-    if server.poll() is None:
-        raise SetupError(
-            f"The Prefect server did not answer within {START_UP} seconds. Run this cell again, "
-            f"and if that does not help, see its log, {SERVER_LOG}."
-        )
-    why = last_words()
-    if "Can't locate revision" in why:
-        raise SetupError(
-            f"A newer Prefect than yours ({version('prefect')}) wrote the history of the lessons: "
-            f"install that one again, or forget it with `python {__file__} reset`."
-        )
-    raise SetupError(f"The Prefect server did not start ({why}). Its log is {SERVER_LOG}.")
-
-
-def last_words() -> str:
-    """Why the server ended, by its log: its last exception, or else its last line."""
-    log = SERVER_LOG.read_text(encoding="utf-8", errors="replace").strip()
-    errors = re.findall(r"^[\w.]+(?:Error|Exception): .+", log, re.M)
-    return (errors or log.splitlines() or ["it said nothing"])[-1]
-
-
-def stop_server() -> bool:
-    """Stop the background server. Returns whether there was one."""
-    try:
-        server = psutil.Process(json.loads(ADDRESS.read_text())["pid"])
-        # A process id can be given out again: end it only if it is ours. In its first moment it has
-        # no command line yet, which matters if its start was interrupted just then.
-        if not HOME.samefile(server.cwd()) or "prefect" not in (server.cmdline() or ["prefect"]):
-            return False
-        family = [server, *server.children(recursive=True)]
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
-        return False
-    finally:
-        with suppress(OSError):  # it may be on a disk that cannot be written
-            ADDRESS.unlink()
-    end_all(family, 10)
-    return True
-
-
-def end_all(processes: list[psutil.Process], seconds: float) -> None:
-    """Ask them to end, and end by force what is still there after so many seconds."""
-    for process in filter(is_alive, processes):
-        process.terminate()
-    if not ended(processes, seconds):
-        for process in filter(is_alive, processes):
-            process.kill()
-        ended(processes, 5)  # Windows keeps their files open until then
-
-
-def ended(processes: list[psutil.Process], seconds: float) -> bool:
-    """Whether all have ended within so many seconds."""
-    deadline = time.monotonic() + seconds
-    while any(map(is_alive, processes)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not any(map(is_alive, processes))
-
-
-def is_alive(process: psutil.Process) -> bool:
-    """Whether it still runs. One that has ended is kept by the kernel that started it."""
-    with suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-@contextmanager
-def only_one(folder: Path):
-    """Let one process at a time pass. The lock is in the folder; the system lifts a dead one's."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(folder / "lock.db", timeout=START_UP)) as lock:
-            lock.execute("BEGIN EXCLUSIVE")
-            yield
-    except (OSError, sqlite3.OperationalError) as error:
-        raise SetupError(
-            f"Cannot write to {folder} ({error}). Set LESSONS_HOME to a folder that can be written."
-        ) from error
-
-
-def free_port(candidates: tuple[int, ...]) -> int:
-    """The first of the ports that nobody listens on; for 0, one that the system chooses."""
-    for port in candidates:
-        with socket.socket() as probe:
-            if os.name == "posix":  # a port whose connections only linger is free
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return probe.getsockname()[1]
-    raise SetupError("No free port on 127.0.0.1.")
-
+PRACTICE_PORTS = (*range(8787, 8797), 0)  # the first free one; 0 is any
+USUAL = (5000, 5000 / 3600)  # slots of `github-api`, and how many become free a second
+SILENT = 60  # a level above all of Python's
+# Those to which Dask gives a level, each.
+DASK_LOGGERS = "distributed", "distributed.client", "distributed.gc", "tornado.application"
 
 # --- The kernel -----------------------------------------------------------------------------------
 
+
+def results_of(notebook: str) -> Path:
+    """The folder of a notebook's cached results: each has its own."""
+    name = re.sub(r"\W", "_", Path(notebook).stem)[:40]
+    return HOME / "storage" / f"{name}-{crc32(os.fsencode(notebook)):08x}"
+
+
+# The notebook's path, as JupyterLab or VS Code tells it, or else the command of this process: that
+# of a kernel stays the same when it is restarted.
+STORAGE = results_of(
+    os.environ.get("JPY_SESSION_NAME")
+    or vars(__main__).get("__vsc_ipynb_file__")
+    or " ".join(sys.argv)
+)
+# In place of the reader's own. Processes that a kernel starts find its results.
+KERNEL_SETTINGS = SETTINGS | {
+    "PREFECT_LOCAL_STORAGE_PATH": str(STORAGE),
+    "DASK_TEMPORARY_DIRECTORY": str(HOME),
+    "DASK_DISTRIBUTED__LOGGING": str(dict.fromkeys(DASK_LOGGERS, SILENT)),
+}
+
 _github = None
-_token = os.environ.get("GITHUB_TOKEN")
+# An address and its token belong together.
+_api_url, _token = os.environ.get("GITHUB_API_URL"), os.environ.get("GITHUB_TOKEN")
 # The spelling in small letters is the one in force.
 _no_proxy = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
 # In the working folder Prefect reads these, if it finds these words.
@@ -254,11 +109,12 @@ def isolate() -> None:
     os.environ.update(mine)
     if not Path(os.environ.get("SSL_CERT_FILE", __file__)).is_file():
         del os.environ["SSL_CERT_FILE"]  # every HTTP client would fail
+    # Processes that this one starts take `pipeline` from this checkout, too.
+    others = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(FOLDER.parent), *others]))
     # Nothing that a library says only now and then, or of which an output must have nothing:
-    # matplotlib of its fonts, Dask's scheduler of each connection, Python of an unclosed socket.
+    # matplotlib of its fonts, Python of an unclosed socket.
     logging.getLogger("matplotlib").setLevel("ERROR")
-    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "error")
-    os.environ["DASK_TEMPORARY_DIRECTORY"] = str(HOME)
     if sys.warnoptions:
         warnings.simplefilter("ignore")
     os.environ.pop("PYTHONWARNINGS", None)
@@ -272,7 +128,6 @@ def leave_settings_files() -> None:
             if words in text.lower() and FOLDER.samefile("."):
                 HOME.mkdir(parents=True, exist_ok=True)
                 os.chdir(HOME)
-                sys.path.append(str(FOLDER))
                 os.environ["MATPLOTLIBRC"] = str(FOLDER)
 
 
@@ -283,11 +138,14 @@ def start():
     """
     global _github
     leave_settings_files()
+    live = _github and os.environ.get("GITHUB_API_URL") != _github.url
+    with writing(HOME):  # the server may be up, and another user's
+        STORAGE.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=STORAGE).close()
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # nothing leaves this machine
     api_url = os.environ["PREFECT_API_URL"] = f"{start_server()}/api"
     import prefect.context
     import prefect.main  # sets up Prefect's logging, which comes before ours
-    from prefect.exceptions import ObjectAlreadyExists
     from prefect.settings import get_current_settings
 
     from fake_github import FakeGitHub
@@ -303,23 +161,40 @@ def start():
             api = FakeGitHub(latency=0.1, rate_limit=5000, port=port)
             with suppress(OSError):  # taken, perhaps by another kernel a moment ago
                 _github = api.start()
+    if live:  # until now: the limit is the pipeline's own, for GitHub
+        usual_limit()
     os.environ["GITHUB_API_URL"] = _github.url
     os.environ.pop("GITHUB_TOKEN", None)  # the reader's own is not for practice
-    # Another kernel may create it at the same moment.
-    with prefect.get_client(sync_client=True) as client, suppress(ObjectAlreadyExists):
-        client.upsert_global_concurrency_limit_by_name("github-api", 5000, 5000 / 3600)
     # Prefect's own logging, set up by now, lets uvicorn report a stranger's request into the cell.
     logging.getLogger("uvicorn").setLevel("CRITICAL")
     print(f"Prefect dashboard  {os.environ['PREFECT_API_URL'].removesuffix('/api')}")
     print(f"Practice API       {_github.url}")
+    keep_limit()
     return _github
 
 
-def go_live() -> None:
-    """From here on ask GitHub itself, with the reader's `GITHUB_TOKEN` if there is one.
+def keep_limit() -> None:
+    """Create the limit `github-api` if it is missing. One that exists may be in use: say so."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
-    The practice limit `github-api` goes too: the pipeline creates the one that GitHub's allowance
-    asks for. `start()` returns to practice.
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        with suppress(ObjectAlreadyExists):
+            create_limit(client, "github-api", *USUAL)
+        # Another kernel may replace it at this moment.
+        limit = client.read_global_concurrency_limit_by_name("github-api")
+        if (limit.limit, limit.slot_decay_per_second, limit.active) != (*USUAL, True):
+            size = f"{limit.limit} slots, {limit.slot_decay_per_second:.3g} a second"
+            size += "" if limit.active else ", inactive"
+            print(f"Limit github-api   {size}. Not in use? lesson.usual_limit() restores it.")
+
+
+def go_live() -> None:
+    """From here on send requests to GitHub, with the reader's `GITHUB_TOKEN` if there is one.
+
+    If the reader had a `GITHUB_API_URL`, they go there: the token is for that address. The practice
+    limit `github-api` goes: the pipeline creates the one for GitHub's rate limit. `start()` returns
+    to practice.
     """
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = f"{_no_proxy},127.0.0.1,localhost".strip(",")
     try:
@@ -327,10 +202,11 @@ def go_live() -> None:
     except (ImportError, ValueError, httpx.InvalidURL) as error:
         raise SetupError(f"A proxy that your environment names cannot be used: {error}") from None
     os.environ.pop("GITHUB_API_URL", None)
-    if _token:
-        os.environ["GITHUB_TOKEN"] = _token
+    mine = {"GITHUB_API_URL": _api_url, "GITHUB_TOKEN": _token}
+    os.environ.update({name: value for name, value in mine.items() if value})
+    address = (_api_url or "https://api.github.com").rpartition("@")[2]  # without a password
     has = "with" if os.environ.get("GITHUB_TOKEN") else "without"
-    print("From here on: https://api.github.com", has, "a token")
+    print(f"From here on: {address} {has} a token")
 
 
 SHORTER = {  # what Prefect and httpx say in too many words for the width of a cell
@@ -411,15 +287,25 @@ def task_states(flow_state, count: int) -> dict[str, str]:
 def new_limit(name: str, limit: int, slot_decay_per_second: float) -> None:
     """Create a global concurrency limit with all its slots free, in place of one of that name."""
     from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectAlreadyExists
+
+    with get_client(sync_client=True) as client:
+        while True:
+            delete_limit(name)
+            with suppress(ObjectAlreadyExists):  # a set-up cell in another kernel was faster
+                return create_limit(client, name, limit, slot_decay_per_second)
+
+
+def create_limit(client, name: str, limit: int, slot_decay_per_second: float) -> None:
     from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 
-    delete_limit(name)
-    with get_client(sync_client=True) as client:
-        client.create_global_concurrency_limit(
-            GlobalConcurrencyLimitCreate(
-                name=name, limit=limit, slot_decay_per_second=slot_decay_per_second
-            )
-        )
+    size = {"limit": limit, "slot_decay_per_second": slot_decay_per_second}
+    client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, **size))
+
+
+def usual_limit() -> None:
+    """Restore the limit `github-api` of the lessons, which holds nobody back."""
+    new_limit("github-api", *USUAL)
 
 
 def delete_limit(name: str) -> None:
@@ -471,32 +357,44 @@ def watch_slots(name: str):
 
 
 @contextmanager
-def another_process(github_repos: list[str]):
-    """Run `python pipeline.py` with these repositories in another process, beside the block.
+def another_process(flow, github_repos: list[str]):
+    """Run a flow with these repositories in another process, beside the block.
 
     The block begins with that process's first request, and ends after the process. Yields a list
     that has by then the lines that it printed.
     """
-    lines, command = [], [sys.executable, "-m", "pipeline", *github_repos]
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(command, **output) as process:
+    import runs
+
+    # By its path it finds what the flow imports, and `runs`.
+    code = """if True:
+        import pickle, sys
+        sys.path[:] = pickle.load(sys.stdin.buffer)
+        import runs
+        flow, github_repos = pickle.load(sys.stdin.buffer)
+        runs.loaded(flow)(github_repos)
+    """
+    lines, job = [], [sys.path, (runs.portable(flow), github_repos)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with psutil.Popen([sys.executable, "-P", "-c", code], **pipes) as process:
         try:
+            process.stdin.write(b"".join(map(pickle.dumps, job)))
+            process.stdin.flush()
             while _github.requests.empty and process.poll() is None:
                 time.sleep(0.05)
             yield lines
-            lines += process.communicate()[0].splitlines()
+            lines += process.communicate()[0].decode().splitlines()
         finally:
-            process.terminate()  # if the block was interrupted; else it has ended
+            end_all([process], 5)  # if the block was interrupted; else it has ended
 
 
 def clear_cache() -> None:
-    """Forget all cached results, so that the next run has to ask the API."""
-    shutil.rmtree(HOME / "storage", ignore_errors=True)
+    """Forget this notebook's cached results, so that the next run sends its requests."""
+    shutil.rmtree(STORAGE, ignore_errors=True)
 
 
 def saved_files() -> list[Path]:
-    """The files in which Prefect keeps results, one each."""
-    return list((HOME / "storage").glob("*"))
+    """The files in which Prefect keeps this notebook's results, one each."""
+    return list(STORAGE.glob("*"))
 
 
 def show_code(*things, only: str = "") -> None:
@@ -530,14 +428,17 @@ def dask_cluster(workers: int = 2, threads: int = 2, env: dict[str, str] | None 
 
     env: variables for the workers' environment
     """
+    import dask
     from distributed import LocalCluster
 
+    dask.config.refresh(paths=[])  # without the reader's files
     with quiet():
         return LocalCluster(
             n_workers=workers,
             threads_per_worker=threads,
             dashboard_address="127.0.0.1:0",  # a free port
             local_directory=HOME,
+            silence_logs=SILENT,
             env={"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"} | (env or {}),
         )
 
@@ -568,7 +469,7 @@ def serve_and_run(script: str, name: str):
         get_client(sync_client=True) as prefect,
         tempfile.TemporaryFile() as words,
         subprocess.Popen(
-            [sys.executable, "-c", script],
+            [sys.executable, "-P", "-c", script],
             env=os.environ | settings,
             stdout=words,
             stderr=subprocess.STDOUT,
@@ -624,13 +525,15 @@ def main() -> None:
     if command == "status":
         print(server_url() or "The Prefect server of the lessons is not running.")
         return
-    print("Stopped." if stop_server() else "It was not running.")
-    if command == "reset" and HOME.exists():
-        try:
+    try:
+        print("Stopped." if stop_server() else "It was not running.")
+        if command == "reset" and HOME.exists():
             shutil.rmtree(HOME)
-        except OSError as error:
-            sys.exit(f"Cannot remove {HOME} ({error}).")
-        print(f"Removed {HOME}.")
+            print(f"Removed {HOME}.")
+    except SetupError as error:
+        sys.exit(str(error))
+    except OSError as error:
+        sys.exit(f"Cannot remove {HOME} ({error}).")
 
 
 if __name__ == "__main__":

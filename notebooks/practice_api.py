@@ -698,6 +698,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).resolve().parent))  # with `python -P`
     from practice_api import main  # the module that a file of yours takes its Api from
 
     sys.exit(main())

@@ -216,8 +216,9 @@ def default_server(folder: Path):
     import httpx
 
     import lesson
+    from background import free_port
 
-    port = lesson.free_port((0,))
+    port = free_port((0,))
     url = f"http://127.0.0.1:{port}"
     settings = {"PREFECT_HOME": str(folder / "default"), "PREFECT_SERVER_ANALYTICS_ENABLED": "no"}
     with subprocess.Popen(

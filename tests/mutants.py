@@ -34,7 +34,7 @@ MUTANTS = {
             f"{PIPELINE}after_three_retries_it_gives_up",
             *("    response.raise_for_status()\n", ""),
         ),
-        ("no retries", f"{PIPELINE}what_can_heal_is_retried", "retries=3,", "retries=0,"),
+        ("no retries", f"{PIPELINE}what_is_transient_is_retried", "retries=3,", "retries=0,"),
         (
             "no backoff",
             f"{PIPELINE}the_backoff_is_exponential_with_jitter",
@@ -47,18 +47,18 @@ MUTANTS = {
         ),
         (
             "a 404 is retried",
-            f"{PIPELINE}what_cannot_heal_fails_at_once_alone_and_is_never_cached",
-            *("    retry_condition_fn=can_heal,\n", ""),
+            f"{PIPELINE}what_lasts_fails_at_once_alone_and_is_never_cached",
+            *("    retry_condition_fn=is_transient,\n", ""),
         ),
         (
             "a lost connection is not retried",
-            f"{PIPELINE}what_can_heal_is_retried",
-            *("passing = httpx.TransportError, ", "passing = "),
+            f"{PIPELINE}what_is_transient_is_retried",
+            *("TRANSIENT = httpx.TransportError, ", "TRANSIENT = "),
         ),
         (
             "a cached result that is being written is a failure",
             f"{PIPELINE}a_result_that_another_process_is_just_writing_is_read_again",
-            *("TimeoutError, JSONDecodeError\n", "TimeoutError\n"),
+            *("DecodingError, JSONDecodeError, ", "DecodingError, "),
         ),
         (
             "no cap on threads",
@@ -68,11 +68,11 @@ MUTANTS = {
         (
             "results out of order",
             f"{PIPELINE}prints_and_returns_the_counts_in_the_order_asked",
-            *("zip(repos, answers, strict=True)", "sorted(zip(repos, answers))"),
+            *("zip(repos, results, strict=True)", "sorted(zip(repos, results))"),
         ),
         (
             "the first failure ends all",
-            f"{PIPELINE}what_cannot_heal_fails_at_once_alone_and_is_never_cached",
+            f"{PIPELINE}what_lasts_fails_at_once_alone_and_is_never_cached",
             *(".result(raise_on_failure=False)", ".result()"),
         ),
         (
@@ -88,7 +88,7 @@ MUTANTS = {
         (
             "no arrows in the dashboard",
             f"{PIPELINE}the_dashboard_has_names_and_an_arrow_for_each_repository",
-            *("named_get_stars(answer)", "named_get_stars(dict(answer))"),
+            *("named_get_stars(stats)", "named_get_stars(dict(stats))"),
         ),
         (
             "no timeout",
@@ -103,8 +103,8 @@ MUTANTS = {
         (
             "the token goes to any host",
             f"{PIPELINE}the_token_goes_to_the_api_and_to_no_other_host",
-            *("follow_redirects=True,", "follow_redirects=True, event_hooks={"
-              "'request': [lambda r: r.headers.update(headers)]},"),
+            *('event_hooks={"response"', "event_hooks={'request': [lambda r: r.headers.update(headers)], "
+              '"response"'),
         ),
         (
             "the token is in a pickled error",
@@ -115,7 +115,7 @@ MUTANTS = {
         (
             "an HTTP error cannot be unpickled",
             f"{PIPELINE}on_dask_a_failure_is_the_same_as_with_threads",
-            *("copyreg.pickle(\n    httpx.HTTPStatusError", "copyreg.pickle(\n    LookupError"),
+            *("    def __reduce__(self):  # an", "    def reduced(self):  # an"),
         ),
         (
             "any name goes",
@@ -124,7 +124,7 @@ MUTANTS = {
         ),
         (
             "an answer without a count is cached",
-            f"{PIPELINE}what_cannot_heal_fails_at_once_alone_and_is_never_cached",
+            f"{PIPELINE}what_lasts_fails_at_once_alone_and_is_never_cached",
             *('"stargazers_count": int()}', '"id": int()}'),
         ),
         (
@@ -140,7 +140,7 @@ MUTANTS = {
         (
             "no cache",
             f"{PIPELINE}run_again_fetches_nothing",
-            *("cache_policy=INPUTS + CacheKeyFnPolicy(cache_key_fn=task_and_api)",
+            *('cache_policy=INPUTS - "shared" + CacheKeyFnPolicy(cache_key_fn=task_and_api)',
               "cache_policy=None"),
         ),
         (
@@ -161,7 +161,7 @@ MUTANTS = {
         (
             "no limit",
             f"{PIPELINE}takes_a_slot_for_each_request_and_none_for_a_cached_result",
-            *("rate_limit(limit.name, occupy=count, strict=True, timeout_seconds=3)", "pass"),
+            *("rate_limit(shared.limit, occupy=count, strict=True, timeout_seconds=3)", "pass"),
         ),
         (
             "a slot for many",
@@ -171,17 +171,17 @@ MUTANTS = {
         (
             "more slots than wait",
             f"{PIPELINE}a_task_called_alone_takes_one_slot",
-            *("min(max(free, 1), len(gate.waiting))", "min(max(free, 1), 16)"),
+            *("min(max(free, 1), count)", "min(max(free, 1), 16)"),
         ),
         (
             "more slots than the limit has",
             f"{PIPELINE}a_limit_that_is_lowered_in_the_middle_loses_nothing",
-            *("min(max(free, 1), len(gate.waiting))", "len(gate.waiting)"),
+            *("min(max(free, 1), count)", "count"),
         ),
         (
             "the look is the truth",
             f"{PIPELINE}a_limit_that_nobody_can_see_is_asked_for_all_the_same",
-            *("for _ in range(20):", "while True:"),
+            *("if not shared.full or now - shared.full > min(slot, 60):", "if not shared.full:"),
         ),
         (
             "somebody's limit is changed",
@@ -214,50 +214,45 @@ MUTANTS = {
         (
             "a lost slot is used later",
             f"{PIPELINE}a_slot_that_comes_before_the_time_is_over_is_not_used",
-            *("while not self.slots or self.closed_for() > 0:", "while not self.slots:"),
+            *("not shared.slots or time.monotonic() < shared.not_before:", "not shared.slots:"),
         ),
         (
             "who waits for a slot hears nothing of GitHub",
             f"{PIPELINE}who_waits_for_a_slot_hears_that_the_wait_for_github_is_too_long",
-            *("if self.closed_for() > LONGEST_WAIT:",
-              "if not why and self.closed_for() > LONGEST_WAIT:"),
-        ),
-        (
-            "the clock here counts",
-            f"{PIPELINE}github_says_what_time_it_is_whatever_the_clock_here",
-            *("float(reset) - now", "float(reset) - time.time()"),
+            *("if wait > LONGEST_WAIT or shared.over.wait(wait):",
+              "if shared.over.wait(min(wait, 3) if shared.full else 0) or wait > LONGEST_WAIT * 1e9:"),
         ),
         (
             "nobody says that it waits",
             f"{SCRIPT}interrupted_while_workers_wait_for_a_slot",
-            *("            get_run_logger().warning(why)\n        if self.over",
-              "        if self.over"),
+            *('get_run_logger().warning(f"{count} wait', 'str(f"{count} wait'),
         ),
         (
             "a line for each look",
             f"{PIPELINE}once_a_minute_it_says_that_it_waits",
-            *("self.told > 60", "self.told > 0"),
+            *("shared.told > 60", "self.told > 0"),
         ),
         (
             "it says once that it waits",
             f"{PIPELINE}once_a_minute_it_says_that_it_waits",
-            *("self.told > 60", "self.told > 6000"),
+            *("shared.told > 60", "self.told > 6000"),
         ),
         (
             "an interrupt ends no wait",
             f"{KERNELS}the_life_of_two_kernels",
-            *("        gate.over.set()", "        pass"),
+            *("        shared.over.set()", "        pass"),
         ),
         (
             "SIGTERM as the system has it",
             f"{SCRIPT}interrupted_while_workers_wait_for_a_slot",
-            *("in signal.SIGINT, signal.SIGTERM, ", "in signal.SIGINT, "),
+            *("SIGNALS = signal.SIGINT, signal.SIGTERM, ", "SIGNALS = signal.SIGINT, "),
         ),
         (
             "given up for good",
             f"{PIPELINE}a_flow_run_that_is_retried_starts_afresh",
-            *("Gate.of_run[flow_run.id] = Gate()",
-              "Gate.of_run.setdefault(flow_run.id, Gate())"),
+            *("list(dict.fromkeys(github_repos)), Shared()",
+              "list(dict.fromkeys(github_repos)), vars(Shared).get('one') or Shared()\n"
+              "    Shared.one = shared"),
         ),
         (
             "a flow run cannot be retried",
@@ -268,27 +263,27 @@ MUTANTS = {
         (
             "a wait of hours is allowed",
             f"{PIPELINE}a_spent_allowance_is_not_asked_again",
-            *("if self.closed_for() > LONGEST_WAIT:", "if self.closed_for() > 1e9:"),
+            *("if wait > LONGEST_WAIT or", "if wait > 1e9 or"),
         ),
         (
             "a rate limit is for one repository",
             f"{PIPELINE}nobody_asks_before_the_time_is_over_that_github_names",
-            *("if error.response.status_code >= 500:", "if True:"),
+            *("    if is_refusal(response):\n", "    if False:\n"),
         ),
         (
             "a later time is not learned",
             f"{PIPELINE}each_time_that_github_names_is_over",
-            *("elif wait:", "elif wait and not self.closed_for():"),
+            *("if until > shared.not_before:", "if shared.not_before < time.monotonic():"),
         ),
         (
             "a server error is for all",
             f"{PIPELINE}a_server_error_with_a_long_wait_is_no_rate_limit",
-            *("if error.response.status_code >= 500:", "if False:"),
+            *("    if is_refusal(response):\n", "    if wait:\n"),
         ),
         (
             "retry-after is ignored",
             f"{PIPELINE}how_long_github_asks_to_wait",
-            *('headers.get("retry-after", ""), ', '"", '),
+            *('for name in ("retry-after",', 'for name in ("retry-before",'),
         ),
         (
             "a proxy is asked for this machine",
@@ -308,20 +303,100 @@ MUTANTS = {
         (
             "exit code 0 in any case",
             f"{SCRIPT}a_failure_shows_the_rest_and_one_line",
-            *("code, err = 1, f", "code, err = 0, f"),
+            *("        return 1\n", "        return 0\n"),
         ),
         (
             "what was printed is lost when the server is gone",
             f"{SCRIPT}a_prefect_server_gone_for_good_is_an_error_and_no_hang",
-            *(', file=file, flush=True)', ', file=file)'),
+            *('print(out.getvalue(), end="", flush=True)', 'print(out.getvalue(), end="")'),
         ),
         (
             "a full disk makes it hang when the server is gone",
             f"{SCRIPT}a_prefect_server_gone_for_good_is_an_error_and_no_hang",
             *("with suppress(OSError):  # a full disk", "with suppress():  # a full disk"),
         ),
+        (
+            "a clone token is kept in the cache",
+            f"{PIPELINE}the_token_of_a_private_repository_is_not_kept",
+            *(' | {"temp_clone_token": None}', ""),
+        ),
+        (
+            "a shorter refusal ends a longer one",
+            f"{PIPELINE}a_shorter_wait_does_not_replace_a_longer_one",
+            *("if until > shared.not_before:", "if wait:"),
+        ),
+        (
+            "the longest wait is an hour",
+            f"{PIPELINE}the_longest_wait_is_two_minutes",
+            *("LONGEST_WAIT = 120", "LONGEST_WAIT = 3600"),
+        ),
+        (
+            "a refusal that is heard at the same moment is lost",
+            f"{PIPELINE}two_waits_at_the_same_moment_are_both_obeyed",
+            *("with shared.refusing:", "if True:"),
+        ),
+        (
+            "a task without a run's wait is retried at once",
+            f"{PIPELINE}a_task_called_alone_waits_as_told_before_it_is_retried",
+            *("        shared.over.wait(wait)\n\n", "        pass\n\n"),
+        ),
+        (
+            "a client for each thread",
+            f"{PIPELINE}all_threads_have_one_client",
+            *("    with CREATING:\n        return", "    if True:\n        return"),
+        ),
+        (
+            "clients are kept for ever",
+            f"{PIPELINE}a_process_that_sees_many_tokens_keeps_few_clients",
+            *("@lru_cache(maxsize=9)", "@lru_cache(maxsize=None)"),
+        ),
+        (
+            "what the run shares is in the cache key",
+            f"{PIPELINE}in_a_flow_of_the_readers_own_it_is_shared_or_not_and_cached_all_the_same",
+            *('INPUTS - "shared" + ', "INPUTS + "),
+        ),
+        (
+            "a 408 is not retried",
+            f"{PIPELINE}what_is_transient_is_retried",
+            *(" or response.status_code == 408", ""),
+        ),
+        (
+            "a body that trickles has no end",
+            f"{FAULTS}each_fault_alone",
+            *("        if time.monotonic() > end:\n", "        if time.monotonic() > end + 99:\n"),
+        ),
+        (
+            "a log-in page is half a JSON",
+            f"{FAULTS}each_fault_alone",
+            *('if response.is_success and "html" in kind:', "if False:"),
+        ),
+        (
+            "any redirect goes",
+            f"{FAULTS}each_fault_alone",
+            *("if not is_http(location, base=response.url):", "if False:"),
+        ),
+        (
+            "a slot that Prefect's server failed to give is a failure",
+            f"{PIPELINE}a_slot_that_cannot_be_acquired_once_is_no_failure",
+            *("TRANSIENT += (ConcurrencySlotAcquisitionError,)", ""),
+        ),
+        (
+            "a guest ends its host",
+            f"{SCRIPT}as_a_guest_it_leaves_the_process_as_it_was",
+            *("sys.flags.interactive or", "False and"),
+        ),
+        (
+            "messages in stdout if stderr is closed",
+            f"{SCRIPT}stdout_has_only_stars_if_stderr_is_closed",
+            *('sys.stderr = sys.stderr or open(os.devnull, "w")', "pass"),
+        ),
+        (
+            "each Ctrl-C is heard",
+            f"{SCRIPT}impatience_leaves_no_traceback_and_no_server",
+            *("signal.signal(one, signal.SIG_IGN)", "pass"),
+        ),
     ],
-    "notebooks/lesson.py": [
+    "notebooks/background.py": [
         (
             "a second server for a second kernel",
             f"{LESSON}several_kernels_at_once_start_one_server",
@@ -330,8 +405,10 @@ MUTANTS = {
         (
             "anybody's process is ended",
             f"{LESSON}a_stale_address_heals_and_ends_no_foreign_process",
-            *("if not HOME.samefile(server.cwd()) or ", "if "),
+            *("if HOME.samefile(server.cwd()) and ", "if "),
         ),
+    ],
+    "notebooks/lesson.py": [
         (
             "the reader's Prefect is used",
             f"{LESSON}going_live_can_be_run_again",
@@ -340,7 +417,7 @@ MUTANTS = {
         (
             "the cache is never cleared",
             f"{PIPELINE}creates_a_limit_for_each_allowance_and_changes_none_that_exists",
-            *('    shutil.rmtree(HOME / "storage", ignore_errors=True)', "    pass"),
+            *("    shutil.rmtree(STORAGE, ignore_errors=True)", "    pass"),
         ),
     ],
     "notebooks/exercises.py": [

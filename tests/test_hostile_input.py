@@ -25,6 +25,7 @@ from prefect.exceptions import ParameterTypeError
 
 import lesson
 import pipeline
+from background import ADDRESS
 from fake_github import FakeGitHub
 from pipeline import IncompleteError, show_stars
 
@@ -60,7 +61,7 @@ def test_no_bad_name_causes_a_request(github):
     assert len(set(BAD_NAMES)) == len(BAD_NAMES) >= 40
     for name in BAD_NAMES:
         with pytest.raises(ValueError, match="not a list of repositories, as owner/name: "):
-            pipeline.check([PYDANTIC, name])
+            pipeline.check_arguments([PYDANTIC, name])
     with pytest.raises(ValueError, match="not a list of repositories") as refused:
         show_stars([PYDANTIC, *(name for name in BAD_NAMES if "\udcff" not in name)])
     assert str(refused.value).isascii()  # so that no name can do anything to a terminal
@@ -86,7 +87,7 @@ def paths(monkeypatch):
 
 def test_good_names_at_the_edges_are_asked_as_they_are(paths, monkeypatch):
     monkeypatch.setenv("GITHUB_API_URL", "http://127.0.0.1:9")
-    pipeline.check(GOOD_NAMES)
+    pipeline.check_arguments(GOOD_NAMES)
     for name in GOOD_NAMES:
         pipeline.fetch_stats.fn(name)
     host = httpx.URL(pipeline.api_url()).netloc
@@ -118,7 +119,7 @@ def test_whatever_the_name_it_is_refused_or_is_the_end_of_the_path(paths):
     def check(name):
         paths.clear()
         try:
-            pipeline.check([name])
+            pipeline.check_arguments([name])
         except ValueError:
             return
         accepted.append(name)
@@ -266,7 +267,7 @@ def listeners(process):
 
 
 def test_the_practice_api_and_the_prefect_server_listen_on_loopback_only(github):
-    server = psutil.Process(json.loads(lesson.ADDRESS.read_text())["pid"])
+    server = psutil.Process(json.loads(ADDRESS.read_text())["pid"])
     for process, url in ((psutil.Process(), github.url), (server, lesson.server_url())):
         addresses = listeners(process)
         assert httpx.URL(url).port in [address.port for address in addresses]

@@ -18,6 +18,7 @@ import pytest
 from nbval.plugin import get_sanitize_patterns
 
 import lesson
+from background import free_port
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 
@@ -84,7 +85,7 @@ def lab(tmp_path_factory):
         file = folder / f"config/lab/user-settings/@jupyterlab/{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True)
         file.write_text(json.dumps(settings), encoding="utf-8")
-    url, token = f"http://127.0.0.1:{lesson.free_port((0,))}", secrets.token_hex()
+    url, token = f"http://127.0.0.1:{free_port((0,))}", secrets.token_hex()
     own = {f"JUPYTER_{n.upper()}_DIR": str(folder / n) for n in ("config", "data", "runtime")}
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root"]
     command += [f"--port={httpx.URL(url).port}", "--ServerApp.port_retries=0"]

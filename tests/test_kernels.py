@@ -14,6 +14,7 @@ from jupyter_client.manager import start_new_kernel
 from test_lesson import end_servers_in, servers_in, stand_in, until
 from test_script import cached
 
+import background
 import lesson
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +34,7 @@ class Kernel:
         )
         stack.callback(self.manager.shutdown_kernel, now=True)
         stack.callback(self.client.stop_channels)
-        port = lesson.free_port((0,))  # nobody else's, so that it is the same after a restart
+        port = background.free_port((0,))  # nobody else's, so that it is the same after a restart
         self.set_up = f"import lesson\nlesson.PRACTICE_PORTS = ({port}, 0)\n{SET_UP}"
 
     def begin(self, code):
@@ -71,17 +72,32 @@ class Kernel:
         self.client.wait_for_ready(timeout=60)
 
 
+LEFT = "Limit github-api   5 slots, 0.001 a second. Not in use? lesson.usual_limit() restores it.\n"
+
+
+def kept(*storages):
+    """The repositories of which there are results in these folders."""
+    names = set()
+    for storage in storages:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lesson, "STORAGE", Path(storage))
+            names |= set(cached())
+    return names
+
+
 @pytest.mark.slow
 def test_the_life_of_two_kernels(github):
     (server,) = servers_in(lesson.HOME)
     with contextlib.ExitStack() as stack:
-        one, two = kernels = Kernel(stack), Kernel(stack)
+        # One knows its notebook, as in JupyterLab, and one does not.
+        one, two = kernels = Kernel(stack), Kernel(stack, JPY_SESSION_NAME="/two.ipynb")
         for kernel in kernels:
             kernel.begin(kernel.set_up)
         assert [kernel.end()["status"] for kernel in kernels] == ["ok", "ok"]
         for kernel in kernels:
             assert f"Prefect dashboard  {lesson.server_url()}\n" in kernel.said
             assert "Starting" not in kernel.said
+        storages = [kernel.run("print(lesson.STORAGE, end='')") for kernel in kernels]
 
         # The set-up cell once more: nothing changes.
         before = one.run(
@@ -95,23 +111,27 @@ def test_the_life_of_two_kernels(github):
         one.begin("show_stars(repos[:8])")
         one.hear("it asks to wait")
         one.interrupt()
-        have = len(cached())
+        have = len(kept(*storages))
         one.run("lesson.new_limit('github-api', 5, 1e-3)")
         for kernel, repos in ((one, REPOSITORIES), (two, OTHERS)):
             kernel.begin(f"{repos}show_stars(repos)")
         for kernel in kernels:
             kernel.hear("wait for slots of github-api")
-        until(lambda: len(cached()) == have + 5)
+        until(lambda: len(kept(*storages)) == have + 5)
         for kernel in kernels:
             kernel.interrupt()
         assert one.run("print(1 + 1)") == "2\n"
         assert servers_in(lesson.HOME) == [server]
 
-        # Restarted: the server is the same, and what was fetched is cached.
+        # Restarted: the server and the limit are the same, and what was fetched is cached, also if
+        # another notebook forgets its own.
         one.restart()
-        assert one.run(one.set_up) == before
-        have = len(set(cached()) & {f"load-test/{n}" for n in range(24)})
-        one.run(f"{REPOSITORIES}assert list(show_stars(repos)) == repos")
+        assert one.run(one.set_up) == before + LEFT
+        assert two.run(f"lesson.clear_cache()\n{SET_UP}").endswith(LEFT)
+        have = len(kept(storages[0]))
+        assert have > 0
+        assert kept(storages[1]) == set()
+        one.run(f"lesson.usual_limit()\n{REPOSITORIES}assert list(show_stars(repos)) == repos")
         assert one.run("print(len(github.requests))") == f"{24 - have}\n"
         assert servers_in(lesson.HOME) == [server]
 
@@ -122,7 +142,7 @@ def test_a_server_outlives_the_kernel_that_started_it(tmp_path):
         kernel = Kernel(stack, LESSONS_HOME=str(tmp_path))
         stack.callback(end_servers_in, home)
         kernel.run(
-            "import os, time\nimport lesson\nlesson.PORTS = (0,)\n"
+            "import os, time\nimport background, lesson\nbackground.PORTS = (0,)\n"
             f"os.environ['PYTHONPATH'] = {stand_in(tmp_path)!r}\nurl = lesson.start_server()"
         )
         (server,) = servers_in(home)
@@ -140,8 +160,9 @@ A_TEST = """\
     import os, signal, sys, time
     from pathlib import Path
     import lesson
+    import background
 
-    lesson.PORTS = (0,)
+    background.PORTS = (0,)
 
     def end(signal):
         os.kill(os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid(), signal)

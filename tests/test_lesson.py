@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,10 +19,13 @@ from threading import Thread
 import httpx
 import psutil
 import pytest
-from prefect.client.orchestration import SyncPrefectClient
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
 
+import background
 import lesson
+from pipeline import ensure_limit, fetch_stats, get_stars, show_stars
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "ghp_Th1sIsN0tF0rPract1ceAndN0bodys"
@@ -66,12 +70,13 @@ def stand_in(folder):
 def home(tmp_path, monkeypatch):
     """A fresh home for `lesson`, whose servers are stand-ins. Ends all that were started in it."""
     home = tmp_path / ".lessons"
+    monkeypatch.setattr(background, "HOME", home)
     monkeypatch.setattr(lesson, "HOME", home)
-    monkeypatch.setattr(lesson, "ADDRESS", home / "server.json")
-    monkeypatch.setattr(lesson, "SERVER_LOG", home / "server.log")
-    monkeypatch.setattr(lesson, "PORTS", (0,))
-    monkeypatch.setattr(lesson, "START_UP", 30)
-    monkeypatch.setitem(lesson.KERNEL_SETTINGS, "PREFECT_HOME", str(home))
+    monkeypatch.setattr(background, "ADDRESS", home / "server.json")
+    monkeypatch.setattr(background, "SERVER_LOG", home / "server.log")
+    monkeypatch.setattr(background, "PORTS", (0,))
+    monkeypatch.setattr(background, "START_UP", 30)
+    monkeypatch.setitem(background.SETTINGS, "PREFECT_HOME", str(home))
     monkeypatch.setenv("PYTHONPATH", stand_in(tmp_path))
     yield home
     end_servers_in(home)
@@ -106,22 +111,25 @@ def until(condition):
 
 
 def pid():
-    return json.loads(lesson.ADDRESS.read_text())["pid"]
+    return json.loads(background.ADDRESS.read_text())["pid"]
 
 
 def test_the_server_is_started_once(home, capsys):
-    url = lesson.start_server()
-    assert lesson.start_server() == lesson.server_url() == url
+    url = background.start_server()
+    assert background.start_server() == background.server_url() == url
     assert [server.pid for server in servers_in(home)] == [pid()]
     assert capsys.readouterr().out.count("Starting the Prefect server") == 1
 
 
 def test_several_kernels_at_once_start_one_server(home):
     stand_in = os.environ.pop("PYTHONPATH")  # for the server alone
-    code = f"import os, lesson; lesson.PORTS = (0,); os.environ['PYTHONPATH'] = {stand_in!r}"
+    code = (
+        "import os, background\nbackground.PORTS = (0,)\n"
+        f"os.environ['PYTHONPATH'] = {stand_in!r}\nprint(background.start_server())"
+    )
     kernels = [
         subprocess.Popen(
-            [sys.executable, "-c", f"{code}; print(lesson.start_server())"],
+            [sys.executable, "-c", code],
             cwd=ROOT / "notebooks",
             env=os.environ | {"LESSONS_HOME": str(home.parent)},
             stdout=subprocess.PIPE,
@@ -130,17 +138,17 @@ def test_several_kernels_at_once_start_one_server(home):
         for _ in range(4)
     ]
     printed = [kernel.communicate(timeout=60)[0].splitlines() for kernel in kernels]
-    assert {lines[-1] for lines in printed} == {lesson.server_url()}
+    assert {lines[-1] for lines in printed} == {background.server_url()}
     assert sorted(map(len, printed)) == [1, 1, 1, 2]  # one of them says that it starts it
     assert len(servers_in(home)) == 1
 
 
 def test_a_server_that_died_is_replaced(home):
-    lesson.start_server()
+    background.start_server()
     (died,) = servers_in(home)
     end_servers_in(home)
-    assert lesson.server_url() is None
-    assert lesson.start_server() == lesson.server_url()
+    assert background.server_url() is None
+    assert background.start_server() == background.server_url()
     assert [server.pid for server in servers_in(home)] == [pid()] != [died.pid]
 
 
@@ -151,22 +159,22 @@ def test_a_start_that_was_interrupted_leaves_no_second_server(home, monkeypatch,
     if young:  # the system has not given it its command line yet
         monkeypatch.setattr(psutil.Process, "cmdline", lambda self: [])
     with monkeypatch.context() as patch:
-        patch.setattr(lesson.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(background.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            lesson.start_server()
+            background.start_server()
     assert len(servers_in(home)) == 1
     (home / "mute").unlink()
-    assert lesson.start_server() == lesson.server_url()
+    assert background.start_server() == background.server_url()
     assert len(servers_in(home)) == 1
 
 
 def test_a_server_of_another_version_is_replaced(home):
     home.mkdir()
     (home / "old").write_text("3.8.8")
-    old = lesson._launch()
-    assert lesson.server_url() == old
+    old = background._launch()
+    assert background.server_url() == old
     (before,) = servers_in(home)
-    assert lesson.start_server() == lesson.server_url()
+    assert background.start_server() == background.server_url()
     assert [server.pid for server in servers_in(home)] == [pid()] != [before.pid]
     assert (home / "history").exists()
 
@@ -186,8 +194,8 @@ def test_a_server_of_another_version_is_replaced(home):
 def test_a_server_that_does_not_come_up_is_one_sentence(home, log, sentence):
     home.mkdir()
     (home / "broken").write_text(log)
-    with pytest.raises(lesson.SetupError) as failed:
-        lesson.start_server()
+    with pytest.raises(background.SetupError) as failed:
+        background.start_server()
     assert re.fullmatch(sentence, str(failed.value))
     assert (home / "server.log").read_text().strip() == log.strip()
 
@@ -239,17 +247,17 @@ def foreign(tmp_path):
 def test_a_stale_address_heals_and_ends_no_foreign_process(home, foreign, stale):
     text = stale.replace("FOREIGN", str(foreign[0])).replace("PORT", str(foreign[1]))
     home.mkdir()
-    lesson.ADDRESS.write_text(text, encoding="utf-8", errors="surrogateescape")
-    assert lesson.stop_server() is False
-    lesson.ADDRESS.write_text(text, encoding="utf-8", errors="surrogateescape")
-    assert lesson.server_url() is None
-    assert lesson.start_server() == lesson.server_url()
+    background.ADDRESS.write_text(text, encoding="utf-8", errors="surrogateescape")
+    assert background.stop_server() is False
+    background.ADDRESS.write_text(text, encoding="utf-8", errors="surrogateescape")
+    assert background.server_url() is None
+    assert background.start_server() == background.server_url()
     assert len(servers_in(home)) == 1
 
 
 def test_the_port_of_another_is_left_alone(home, foreign, monkeypatch):
-    monkeypatch.setattr(lesson, "PORTS", (foreign[1], 0))
-    url = lesson.start_server()
+    monkeypatch.setattr(background, "PORTS", (foreign[1], 0))
+    url = background.start_server()
     assert httpx.URL(url).port != foreign[1]
     assert httpx.get(f"http://127.0.0.1:{foreign[1]}").json() == []
 
@@ -279,6 +287,40 @@ def test_what_cannot_be_removed_is_one_line(tmp_path):
     )
     assert done.returncode == 1
     assert re.fullmatch(r"Cannot remove .+ \(.+\)\.\n", done.stderr)
+
+
+def test_the_server_of_another_user_is_left_alone(home, monkeypatch):
+    def denied(self):
+        raise psutil.AccessDenied
+
+    url = background.start_server()
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil.Process, "cwd", denied)
+        patch.setattr(sys, "argv", ["lesson.py", "reset"])
+        with pytest.raises(SystemExit) as ended:
+            lesson.main()
+    assert str(ended.value).startswith(f"The Prefect server on {url} is another user's.")
+    assert background.server_url() == url
+
+
+def test_no_file_of_the_readers_shadows_a_module_of_the_server(home, monkeypatch):
+    home.mkdir()
+    (home / "calendar.py").write_text("raise SystemExit('a calendar of my own')")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)  # for `pipeline`
+    assert background.start_server() == background.server_url()
+    (server,) = servers_in(home)
+    assert str(ROOT) not in server.environ()["PYTHONPATH"].split(os.pathsep)
+
+
+def test_a_python_that_is_gone_is_one_sentence(home, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(home / "python"))
+    with pytest.raises(background.SetupError, match=r"^This kernel's .* \(.*No such file"):
+        background.start_server()
+
+
+def test_the_lock_leaves_other_errors_alone(tmp_path):
+    with pytest.raises(FileNotFoundError), background.only_one(tmp_path):
+        raise FileNotFoundError
 
 
 @pytest.mark.parametrize("named", ["", "there", "../there", "~"])
@@ -311,10 +353,10 @@ def unwritable(tmp_path):
 
 def test_a_home_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
     for home in unwritable(tmp_path):
-        monkeypatch.setattr(lesson, "HOME", home)
-        monkeypatch.setattr(lesson, "ADDRESS", home / "server.json")
-        with pytest.raises(lesson.SetupError) as failed:
-            lesson.start_server()
+        monkeypatch.setattr(background, "HOME", home)
+        monkeypatch.setattr(background, "ADDRESS", home / "server.json")
+        with pytest.raises(background.SetupError) as failed:
+            background.start_server()
         assert re.fullmatch(
             rf"Cannot write to {re.escape(str(home))} \(.+\)\. "
             r"Set LESSONS_HOME to a folder that can be written\.",
@@ -339,18 +381,36 @@ def no_practice_api_yet(github, monkeypatch):
 def test_the_practice_api_takes_the_next_port_if_one_is_taken(no_practice_api_yet, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         monkeypatch.setattr(lesson, "PRACTICE_PORTS", (taken.getsockname()[1], 0))
-        # Another kernel may take it after we looked.
-        monkeypatch.setattr(lesson, "free_port", lambda candidates: candidates[0])
         github = lesson.start()
     assert httpx.get(github.url, headers={"user-agent": "test"}).is_success
 
 
-def test_the_limit_may_be_created_by_another_kernel_meanwhile(github, monkeypatch):
-    def not_yet(*_):
+def test_another_kernel_may_replace_the_limit_meanwhile(github, monkeypatch):
+    def no_more(*_):
         raise ObjectNotFound(Exception())
 
-    monkeypatch.setattr(SyncPrefectClient, "read_global_concurrency_limit_by_name", not_yet)
+    monkeypatch.setattr(SyncPrefectClient, "read_global_concurrency_limit_by_name", no_more)
     assert lesson.start() is github
+
+
+def test_a_set_up_cell_may_create_a_limit_that_is_being_replaced(github, monkeypatch):
+    delete, created = lesson.delete_limit, []
+
+    def delete_slowly(name):
+        delete(name)
+        if not created:
+            created.append(lesson.keep_limit())
+
+    monkeypatch.setattr(lesson, "delete_limit", delete_slowly)
+    lesson.new_limit("github-api", 5, 0.5)
+    with get_client(sync_client=True) as client:
+        assert client.read_global_concurrency_limit_by_name("github-api").limit == 5
+
+
+def test_the_dashboard_finds_its_server_from_any_address(github):
+    host = {"Host": "x-4269.app.github.dev"}
+    settings = httpx.get(f"{background.server_url()}/ui-settings", headers=host).json()
+    assert settings["api_url"] == "/api"
 
 
 @pytest.mark.parametrize(
@@ -422,8 +482,181 @@ def test_nothing_of_the_readers_own_reaches_a_lesson(practice_api, tmp_path):
     assert no_proxy == "api.github.com,127.0.0.1,localhost"
 
 
-def test_going_live_can_be_run_again(github, monkeypatch):
+ENTERPRISE = "https://ghe.example/api/v3"
+
+
+@pytest.mark.parametrize(
+    ("address", "token", "said"),
+    [
+        (None, None, "https://api.github.com without a token"),
+        (None, TOKEN, "https://api.github.com with a token"),
+        ("https://api.github.com", TOKEN, "https://api.github.com with a token"),  # as in Actions
+        (ENTERPRISE, TOKEN, f"{ENTERPRISE} with a token"),
+        (ENTERPRISE, None, f"{ENTERPRISE} without a token"),
+        ("https://me:secret@ghe.example", TOKEN, "ghe.example with a token"),
+    ],
+)
+def test_an_address_and_its_token_stay_together(github, monkeypatch, capsys, address, token, said):
     monkeypatch.setenv("GITHUB_API_URL", github.url)
-    lesson.go_live()
-    lesson.go_live()
-    assert "GITHUB_API_URL" not in os.environ
+    monkeypatch.delenv("GITHUB_TOKEN", raising=False)
+    monkeypatch.setattr(lesson, "_api_url", address)
+    monkeypatch.setattr(lesson, "_token", token)
+    for _ in range(2):  # it can be run again
+        lesson.go_live()
+        assert capsys.readouterr().out == f"From here on: {said}\n"
+    assert (os.environ.get("GITHUB_API_URL"), os.environ.get("GITHUB_TOKEN")) == (address, token)
+
+    ensure_limit()
+    assert lesson.start() is github
+    assert os.environ["GITHUB_API_URL"] == github.url
+    assert "GITHUB_TOKEN" not in os.environ
+    assert "Limit" not in capsys.readouterr().out
+
+
+def in_another_notebook(code, **environment):
+    """What code prints after the set-up cell of another notebook."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import lesson\nlesson.start()\n{code}"],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "notebooks")} | environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_another_notebook_leaves_limit_and_results_alone(github):
+    show_stars(["dask/dask"])
+    lesson.new_limit("github-api", 5, 0.5)
+    code = "print(len(lesson.saved_files()))\nlesson.clear_cache()"
+    printed = in_another_notebook(code, JPY_SESSION_NAME="/there/05_caching.ipynb")
+    assert printed.splitlines()[2:] == [
+        "Limit github-api   5 slots, 0.5 a second. Not in use? lesson.usual_limit() restores it.",
+        "0",
+    ]
+    with get_client(sync_client=True) as client:
+        limit = client.read_global_concurrency_limit_by_name("github-api")
+    assert (limit.limit, limit.slot_decay_per_second) == (5, 0.5)
+    assert len(lesson.saved_files()) == 1
+
+
+def test_a_notebook_has_its_own_results(monkeypatch):
+    paths = "/a/05_caching.ipynb", "/b/05_caching.ipynb", "/a/" + 300 * "x", "C:\\a:b", "\udcff"
+    folders = [lesson.results_of(path) for path in paths]
+    assert len(set(folders)) == len(paths)
+    assert folders == [lesson.results_of(path) for path in paths]
+    for folder in folders:
+        assert folder.parent == lesson.HOME / "storage"
+        assert re.fullmatch(r"[\w-]{1,60}", folder.name.encode("ascii", "replace").decode())
+
+
+def test_a_folder_that_only_others_can_write_is_one_sentence(github, tmp_path, monkeypatch):
+    """As in a course folder: the server is up, the results cannot be kept."""
+    (tmp_path / "storage").touch()
+    monkeypatch.setattr(lesson, "STORAGE", tmp_path / "storage" / "05_caching")
+    with pytest.raises(lesson.SetupError, match=r"^Cannot write to .* Set LESSONS_HOME"):
+        lesson.start()
+
+
+# --- Other processes ------------------------------------------------------------------------------
+
+WHERE = """
+import subprocess, sys
+import lesson
+import calendar, httpx, pipeline, prefect, random
+print(calendar.__file__, httpx.__file__, prefect.__file__, random.__file__)
+print(pipeline.__file__, flush=True)
+for before in [], ["-P"]:
+    subprocess.run([sys.executable, *before, "-c", "import pipeline; print(pipeline.__file__)"])
+from distributed import Client
+with lesson.dask_cluster(1, 1) as cluster, Client(cluster) as client:
+    print(client.submit(lambda: __import__("pipeline").__file__).result())
+"""
+
+
+def test_this_checkout_comes_before_an_installed_one(tmp_path):
+    """Here the other one is installed; so is what the reader's files in the folder are called."""
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    for file in (ROOT / "notebooks").glob("*.py"):
+        shutil.copy(file, notebooks)
+    for name in "calendar", "httpx", "prefect", "random":
+        (notebooks / f"{name}.py").write_text("raise SystemExit('a file of my own')")
+    (tmp_path / "pipeline.py").touch()
+    done = subprocess.run(
+        [sys.executable, "-c", WHERE],
+        cwd=notebooks,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "LESSONS_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.stderr == ""
+    modules, *pipelines = map(str.split, done.stdout.splitlines())
+    assert pipelines == 4 * [[str(tmp_path / "pipeline.py")]]
+    assert not [file for file in modules if file.startswith(str(tmp_path))]
+
+
+@pytest.mark.parametrize("script", ["lesson", "gauntlet", "fake_github", "practice_api"])
+def test_a_script_finds_what_is_beside_it(tmp_path, script):
+    done = subprocess.run(
+        [sys.executable, ROOT / "notebooks" / f"{script}.py", "--help"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_flow_of_the_readers_runs_in_another_process(github):
+    @flow
+    def my_stars(github_repos):
+        for repo in github_repos:
+            print(f"{repo}: {get_stars(fetch_stats(repo))} stars")
+
+    with lesson.another_process(my_stars, ["dask/dask", "pydantic/pydantic"]) as lines:
+        assert github.requests["repository"].tolist()[0] == "dask/dask"
+        assert lines == []
+    assert [line.split(":")[0] for line in lines] == ["dask/dask", "pydantic/pydantic"]
+    assert github.requests["status"].tolist() == [200, 200]
+
+    with pytest.raises(KeyboardInterrupt), lesson.another_process(my_stars, 1000 * ["dask/dask"]):
+        raise KeyboardInterrupt
+    assert len(github.requests) < 1000
+    children = psutil.Process().children()
+    assert not [child for child in children if "runs.loaded" in str(child.cmdline())]
+
+
+DASK = """
+import lesson, logging
+from distributed import Client
+
+def log_something():
+    for name in "worker", "nanny", "gc", "client":
+        logging.getLogger(f"distributed.{name}").error("Failed to communicate with scheduler.")
+
+with lesson.dask_cluster(1, 1) as cluster, Client(cluster) as client:
+    client.run(log_something)
+    client.run(log_something, nanny=True)
+"""
+
+
+def test_nothing_of_dasks_log_and_of_the_readers_dask_reaches_a_lesson(tmp_path):
+    settings = tmp_path / ".config" / "dask" / "mine.yaml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(
+        "distributed:\n  comm:\n    require-encryption: true\n"
+        "  logging:\n    distributed: debug\nlogging:\n  distributed: debug\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", DASK],
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT / "notebooks"), "HOME": str(tmp_path)}
+        | {"DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)

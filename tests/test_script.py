@@ -3,6 +3,7 @@
 Shown is what the practice API was asked, what the cache has, and what a run said at its end.
 """
 
+import asyncio
 import contextlib
 import json
 import os
@@ -26,6 +27,7 @@ from test_pipeline import PYDANTIC, STARS, host, lines
 
 import lesson
 import pipeline
+from background import SERVER_LOG
 from pipeline import show_stars
 
 ROOT = Path(__file__).parents[1]
@@ -136,7 +138,7 @@ def ready(ready_process):
 
 
 def files():
-    return sorted((lesson.HOME / "storage").glob("*"))
+    return sorted(lesson.saved_files())
 
 
 def cached():
@@ -265,7 +267,8 @@ def test_a_failure_shows_the_rest_and_one_line(github, script):
     # Without the line that Prefect adds if it has not yet sent all events.
     said = "".join(line for line in said.splitlines(True) if "EventsWorker" not in line)
     assert said.endswith(
-        f"1 of 2 repositories failed\nPrefectHQ/perfect: 404 from {host(github)}: Not Found\n"
+        f"1 of 2 repositories failed ({github.url})\n"
+        f"PrefectHQ/perfect: 404 from {host(github)}: Not Found\n"
     )
     assert "Traceback" not in said
 
@@ -273,8 +276,9 @@ def test_a_failure_shows_the_rest_and_one_line(github, script):
 def test_an_api_that_cannot_be_reached_is_named(github, script):
     code, _, said = script("no/answer", GITHUB_API_URL="http://127.0.0.1:9")
     assert code == 1
-    why = r"\nno/answer: http://127.0.0.1:9 could not be reached: .+fake_github.py\n"
-    assert re.search(why, said)
+    first, second = said.splitlines()[-2:]
+    assert first == "1 of 1 repositories failed (http://127.0.0.1:9)"
+    assert re.fullmatch(r"no/answer: ConnectError\(.+refused.*\)", second)
     assert "Traceback" not in said
 
 
@@ -302,11 +306,17 @@ def test_no_prefect_server_is_an_error_that_says_so(practice_api, script, enviro
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("variable", ["ALL_PROXY", "SSL_CERT_FILE"])
-def test_what_httpx_cannot_use_of_the_environment_is_named(practice_api, script, variable):
-    value = "socks5://127.0.0.1:1" if variable == "ALL_PROXY" else "/no/such/file"
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:1"),
+        ("SSL_CERT_FILE", "/no/such/file"),
+        ("NO_PROXY", "localhost,[::1]"),
+    ],
+)
+def test_what_httpx_cannot_use_of_the_environment_is_named(practice_api, script, variable, value):
     proxied = {"no_proxy": "", "NO_PROXY": ""}  # the lessons have a star there
-    code, printed, said = script(PYDANTIC, **proxied, **{variable: value})
+    code, printed, said = script(PYDANTIC, **proxied | {variable: value})
     assert (code, printed) == (2, "")
     assert re.search(rf"error: .*{variable}.*: .", said)
     assert "Traceback" not in said
@@ -342,6 +352,56 @@ def test_stdout_that_nobody_reads_is_no_error(github, unbuffered):
     os.close(writing)
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no shell that can close it")
+def test_stdout_has_only_stars_if_stderr_is_closed(github):
+    command = [sys.executable, ROOT / "pipeline.py", PYDANTIC, "no/such"]
+    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
+    done = subprocess.run(shell, cwd=lesson.HOME, stdout=subprocess.PIPE, text=True, timeout=180)
+    assert (done.returncode, done.stdout) == (1, lines({PYDANTIC: STARS[PYDANTIC]}))
+
+
+GUESTS = {  # how it is run, what is typed then, and what that prints
+    "a notebook": (
+        ["-m", "IPython", "--colors=NoColor", "--simple-prompt"],
+        "%run {script} {repo}\nprint(6 * 7)\n",
+    ),
+    "an interactive Python": (["-i", "{script}", "{repo}"], ""),
+    "a debugger": (["-m", "pdb", "-c", "continue", "{script}", "{repo}"], ""),
+}
+STATE = """
+import signal, sys, threading
+print("handler", signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+print("timers", [t for t in threading.enumerate() if isinstance(t, threading.Timer)], 6 * 7)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guest", GUESTS)
+def test_as_a_guest_it_leaves_the_process_as_it_was(github, guest):
+    options, typed = GUESTS[guest]
+    words = {"script": ROOT / "pipeline.py", "repo": PYDANTIC}
+    done = subprocess.run(
+        [sys.executable, *(option.format(**words) for option in options)],
+        input=typed.format(**words) + STATE + ("q\n" if guest == "a debugger" else ""),
+        cwd=lesson.HOME,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert lines({PYDANTIC: STARS[PYDANTIC]}) in done.stdout, done.stderr
+    assert "handler True" in done.stdout
+    assert "timers [] 42" in done.stdout
+    assert done.returncode == 0
+
+
+def test_it_can_be_called_where_a_loop_runs(github, capsys):
+    async def cell():
+        return pipeline.main([PYDANTIC])
+
+    assert asyncio.run(cell()) == 0
+    assert lines({PYDANTIC: STARS[PYDANTIC]}) in capsys.readouterr().out
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGINT for another process")
@@ -385,25 +445,64 @@ def test_a_mistake_in_the_file_is_not_told_as_the_servers(github, monkeypatch):
         pipeline.main([PYDANTIC])
 
 
-def test_on_a_temporary_server(github, new_database, tmp_path, monkeypatch):
+@pytest.fixture
+def no_server(new_database, tmp_path, monkeypatch):
+    """The environment of somebody who has no Prefect server, and a database."""
     for name in [name for name in os.environ if name.startswith("PREFECT_")]:
         monkeypatch.delenv(name)  # the lessons' server is calm already
     home = tmp_path / "home"
     home.mkdir()
     shutil.copy(new_database, home / "prefect.db")  # to make one takes ten seconds
-    environment = {
-        "HOME": str(tmp_path),
-        "USERPROFILE": str(tmp_path),
-        "PREFECT_HOME": str(home),
-    }
-    code, printed, said = in_new_process(PYDANTIC, **environment)
+    return {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "PREFECT_HOME": str(home)}
+
+
+def test_on_a_temporary_server(github, no_server):
+    code, printed, said = in_new_process(PYDANTIC, **no_server)
     assert (code, printed) == (0, lines({PYDANTIC: STARS[PYDANTIC]}))
     assert "Starting a temporary Prefect server" in said
     assert "Traceback" not in said
-    code, printed, said = in_new_process(*SOME, **environment)
+    code, printed, said = in_new_process(*SOME, **no_server)
     assert code == 0
     assert [line.partition(":")[0] for line in printed.splitlines()] == SOME
     assert "Error flushing 1 events" not in said  # its writes do not get in each other's way
+
+
+@pytest.mark.slow
+def test_on_a_temporary_server_where_a_loop_runs(github, no_server):
+    cell = "import asyncio, pipeline\nasync def cell(): return pipeline.main(['a/b'])\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{cell}print('exit code', asyncio.run(cell()))"],
+        env=os.environ | no_server | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert "1 of 1 repositories failed" in done.stderr
+    assert done.stdout.splitlines()[-1] == "exit code 1"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT for another process")
+def test_impatience_leaves_no_traceback_and_no_server(github, no_server):
+    github.latency = 0.3
+    run = subprocess.Popen(
+        [sys.executable, ROOT / "pipeline.py", *REPOS],
+        env=os.environ | no_server,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: len(asked(github)) > 5)
+    servers = psutil.Process(run.pid).children(recursive=True)
+    for _ in range(2):  # within a second
+        run.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    said = run.communicate(timeout=60)[1]
+    assert run.returncode == 130
+    assert said.count("Interrupted. What was fetched is cached.\n") == 1
+    assert "Traceback" not in said
+    assert "Logging error" not in said
+    assert servers
+    assert psutil.wait_procs(servers, timeout=30)[1] == []
 
 
 # --- SIGKILL and Ctrl-C ---------------------------------------------------------------------------
@@ -568,5 +667,5 @@ def test_four_processes_run_the_same_at_once(github, ready):
             f"{repo}: {stars[repo]} stars" for repo in repos
         ]
         assert "Traceback" not in run.err.read_text()
-        assert "database is locked" not in run.err.read_text() + lesson.SERVER_LOG.read_text(**log)
+        assert "database is locked" not in run.err.read_text() + SERVER_LOG.read_text(**log)
     assert len(files()) == len(stars) == len(repos)
