@@ -224,6 +224,36 @@ def task_stream(stream: list[dict], title: str) -> None:
     show(figure, f"{title}. Over time, a row for each thread: {text}.")
 
 
+def runs(logs: dict[str, tuple], title: str, repos: list[str]) -> None:
+    """Draw runs beside each other: when each request was in flight, a row for each repository.
+
+    logs: by name the `FakeGitHub.requests` of a first run, a second run …
+    repos: the rows from top to bottom
+    """
+    columns, last = max(map(len, logs.values())), 0
+    size = 8, 0.8 + (0.6 + 0.3 * len(repos)) * len(logs)
+    figure, all_axes = plt.subplots(
+        len(logs), columns, sharex=True, sharey=True, squeeze=False, figsize=size
+    )
+    for row, (name, several) in zip(all_axes, logs.items(), strict=True):
+        for axes, (number, log) in zip(row, enumerate(several, 1), strict=True):
+            colors = log["status"].between(200, 399).map({True: BLUE, False: ORANGE})
+            y = log["repository"].map(repos.index)
+            axes.barh(y, log["duration"], left=log["time"], height=0.6, color=colors)
+            last = max([last, *(log["time"] + log["duration"])])
+            text = f"{len(log)} requests" if len(log) > 1 else ("no request", "1 request")[len(log)]
+            axes.set_title(f"run {number}: {text}", loc="left", fontsize="medium")
+            axes.set_yticks(range(len(repos)), repos)
+            axes.set_ylim(len(repos) - 0.5, -0.5)
+        above_the_names = {"xycoords": "axes fraction", "ha": "right", "va": "baseline"}
+        row[0].annotate(f"{name}  ", (0, 1.06), fontweight="bold", **above_the_names)
+    for axes in all_axes[-1]:
+        axes.set(xlabel="time (s)", xlim=(0, 1.1 * last))
+    figure.suptitle(title, x=0.01, ha="left")
+    counts = [f"{name} {', then '.join(str(len(log)) for log in of)}" for name, of in logs.items()]
+    show(figure, f"{title}. Requests over time, a row for each repository: {'; '.join(counts)}.")
+
+
 def show(figure, alt: str) -> None:
     """Show a figure once, with a text for those who do not see it (in HTML made by nbconvert)."""
     display(figure, metadata={"image/png": {"alt": alt}})
