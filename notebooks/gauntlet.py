@@ -5,9 +5,9 @@ in the order given. Its run fails if one is missing. The API's address is in an 
 variable; a global concurrency limit says when a request may be sent. An `Api` has the details:
 without one it is GitHub's, `{repo}: {count} stars`, `GITHUB_API_URL` and the limit `github-api`.
 
-    run(flow)                              all rounds; returns the board, a DataFrame
+    run(flow)                              thirteen rounds; returns the board, a DataFrame
     run(flow, lesson=3)                    those of lessons 1 to 3; the others stay grey
-    run(flow, "obeys Retry-After", …)      some of them: the keys of ROUNDS
+    run(flow, "obeys Retry-After", …)      some of them, or of your own: the keys of ROUNDS
     run(flow, STORM)                       whatever can go wrong with a response, in one run
     run(flow, api=Api(…))                  another API than GitHub's; practice_api.py has `Api`
     picture({name: board, …}, "a.png")     boards side by side
@@ -35,7 +35,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from html import escape
-from threading import Event
+from threading import Event, Lock
 
 import pandas as pd
 
@@ -51,6 +51,7 @@ STOPPED = 15  # seconds in which an interrupted run must end
 IN_FLIGHT = 16  # requests
 TOGETHER = 4  # rounds: more would be in each other's way, at Prefect's server
 WIDE = (5000, 5000 / 3600)  # slots, and how many become free a second: holds no request back
+LIMIT = Lock()  # held by a round that needs the limit for itself
 STORM = "all of it at once"
 WRONG = "printed a number that is not the API's"
 COLUMNS = "verdict", "evidence", "cure"
@@ -111,14 +112,25 @@ class Arena:
         first = 100 * secrets.randbelow(10**6)
         self.names = [of.name(first + n) for n in range(count)]
         self.runs: list[Run] = []
+        self.has_limit = False
         self.opened = ExitStack()
 
     def __enter__(self) -> Arena:
-        self.open()
         return self
 
     def __exit__(self, *_) -> None:
+        self.leave_limit()
         self.opened.close()
+
+    def take_limit(self, slots: float, per_second: float) -> None:
+        """From here on the limit is this round's alone, and new, with all its slots free."""
+        self.has_limit = self.has_limit or LIMIT.acquire()
+        set_up.new_limit(self.of.limit, slots, per_second)
+
+    def leave_limit(self) -> None:
+        if self.has_limit:
+            LIMIT.release()
+        self.has_limit = False
 
     def open(self) -> None:
         """From here on there is another API, with other numbers."""
@@ -209,8 +221,8 @@ class Arena:
 class Round:
     """An attack on one promise, and the section of a lesson that teaches the cure.
 
-    limit: the slots of the API's limit, and how many become free a second. A round with a limit of
-        its own takes place alone.
+    limit: the slots of the API's limit, and how many become free a second. Rounds with a limit of
+        their own take turns, after the others.
     arena: the arguments of its `Arena`
     """
 
@@ -224,9 +236,10 @@ class Round:
         return int(self.cure.partition(" ")[0])
 
     def play(self, flow, api: Api, patience: float, stop: Event) -> tuple[str, str, list[Run]]:
-        if self.limit:
-            set_up.new_limit(api.limit, *self.limit)
         with Arena(flow, api, patience, stop, **self.arena) as arena:
+            if self.limit:
+                arena.take_limit(*self.limit)
+            arena.open()
             return *self.attack(arena), arena.runs
 
 
@@ -328,14 +341,18 @@ def delays_itself(arena: Arena) -> tuple[str, str]:
     )
 
 
-@promise("at most 16 requests in flight", "3 · Not too many at once", count=24, latency=3)
+@promise("at most 16 requests in flight", "3 · Not too many at once", count=24)
 def in_flight(arena: Arena) -> tuple[str, str]:
-    """24 names, and an API that takes 16 requests at once."""
+    """24 names, and an API that completes no response while more and more requests arrive."""
+    since = {}  # when so many requests were first seen
 
-    def quick(_):
-        arena.api.latency = 0.05
+    def hold() -> bool:
+        count, now = len(arena.log()), time.monotonic()
+        if count > IN_FLIGHT or now - since.setdefault(count, now) > 2:
+            arena.api.hold = None
+        return arena.api.hold is not None
 
-    arena.api.on_request = quick  # from the first response on: all that come before it are slow
+    arena.api.hold = hold
     run = arena.run()
     holds = arena.api.in_flight_max <= IN_FLIGHT
     return arena.judge(
@@ -486,9 +503,13 @@ def stops(arena: Arena) -> tuple[str, str]:
             return performance.result()
         performance.interrupt()
         sent.append(len(arena.log()))
-        ended = arena.until(performance.result, STOPPED)
-        set_up.new_limit(arena.of.limit, *WIDE)  # a task that still waits would send now
+        ended = arena.until(performance.result, 5)
+        arena.take_limit(*WIDE)  # a task that still waits would send now
         time.sleep(1)
+        if not ended:
+            arena.leave_limit()  # other rounds need not wait
+            if ended := arena.until(performance.result, STOPPED - 6):
+                arena.take_limit(*WIDE)
         sent.append(len(arena.log()))
         return performance.result() if ended else ("", f"still running after {STOPPED} s")
 
@@ -527,6 +548,9 @@ def storm(arena: Arena) -> tuple[str, str]:
     arena.api.fail(blocked := next(names), status=451, times=None)
     good = but(arena.names, missing, useless, blocked)
     return in_order(arena, good, attacked=lambda run: bool(run.statuses(arena.names[1])))
+
+
+PROMISES = tuple(ROUNDS)  # of the course; one of your own is played if it is named
 
 
 # --- The board ------------------------------------------------------------------------------------
@@ -589,7 +613,7 @@ class Board(pd.DataFrame):
 def run(
     flow, *promises: str, lesson: int = 0, api: Api = GITHUB, patience: float = PATIENCE
 ) -> Board:
-    """Send a flow through the rounds of these promises, or through all of them but the storm.
+    """Send a flow through the rounds of these promises, or through those of lessons 1 to 6.
 
     lesson: play the rounds of this lesson and of those before it only
     api: what the flow sends its requests to
@@ -607,15 +631,16 @@ def run(
     if "PREFECT_API_URL" not in os.environ:  # a script, which has no set-up cell
         with redirect_stdout(sys.stderr):
             set_up.start()
-    chosen = [words for words in ROUNDS if words in (promises or but(ROUNDS, STORM))]
+    chosen = [words for words in ROUNDS if words in (promises or but(PROMISES, STORM))]
     board = Board("", index=chosen, columns=list(COLUMNS))
     board.attrs["flow"] = flow.fn.__name__
     for words in chosen:
         if lesson and ROUNDS[words].lesson > lesson:
             board.loc[words] = LATER, f"lesson {ROUNDS[words].lesson}", ""
     now = [words for words in chosen if not board["verdict"][words]]
-    with Live(board) as live, turn(), same_limit(api.limit):
-        for words, (verdict, evidence) in played(now, contestant, api, patience):
+    rounds = closing(played(now, contestant, api, patience))
+    with Live(board) as live, turn(), same_limit(api.limit), rounds as results:
+        for words, (verdict, evidence) in results:
             cure = ROUNDS[words].cure if verdict == FAILS and evidence != WRONG else ""
             board.loc[words] = verdict, evidence, cure
             live.update(words)
@@ -625,6 +650,7 @@ def run(
 @contextmanager
 def turn():
     """Wait until no other board is played: they would set the same limit."""
+    waits = False
     with closing(sqlite3.connect(set_up.HOME / "turn.db", timeout=0.2)) as lock:
         while True:
             try:
@@ -633,6 +659,9 @@ def turn():
             except sqlite3.OperationalError as error:
                 if "locked" not in str(error):
                     raise
+            if not waits:
+                waits = True
+                print("Another board is being played. This one comes next.", file=sys.stderr)
         yield
 
 
@@ -647,6 +676,8 @@ def same_limit(name: str):
         set_up.delete_limit(name)
         if before:
             set_up.new_limit(name, before.limit, before.slot_decay_per_second)
+            if not before.active:
+                set_up.switch_off_limit(name)
 
 
 def played(chosen: list[str], *arguments):
@@ -656,21 +687,24 @@ def played(chosen: list[str], *arguments):
     together = [words for words in chosen if not ROUNDS[words].limit]
 
     def play(words: str) -> tuple[str, str]:
+        if hangs:
+            return NOT_REACHED, "no run came to its end"
         *result, runs = ROUNDS[words].play(contestant, api, patience, stop)
         ended.extend(run.state != "" for run in runs)
         return tuple(result)
 
-    with ThreadPoolExecutor(max_workers=TOGETHER) as pool:
-        try:
-            futures = {pool.submit(play, words): words for words in together}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:  # of a round, or of the reader who interrupts the cell
-            stop.set()
-            raise
-    hangs = bool(ended) and not any(ended)
-    for words in but(chosen, *together):
-        yield words, (NOT_REACHED, "no run came to its end") if hangs else play(words)
+    # The last one first: while it waits for a run to stop, another one has the limit.
+    for some, workers in (together, TOGETHER), (but(chosen, *together)[::-1], 2):
+        hangs = bool(ended) and not any(ended)
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                futures = {pool.submit(play, words): words for words in some}
+                for future in as_completed(futures):
+                    yield futures[future], future.result()
+            except BaseException:  # of a round, or of the reader who interrupts the cell
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
 
 class Live:
@@ -727,6 +761,69 @@ def picture(boards: dict[str, Board], path: str | os.PathLike | None = None) -> 
     if path is not None:
         figure.savefig(path)
     charts.show(figure, "Which promises hold: " + ", ".join(held).replace("\n", " "))
+
+
+# --- Lesson 7 -------------------------------------------------------------------------------------
+
+
+def verdict(holds: bool, reached: bool = True) -> str:
+    """What to say of a claim; one that was not reached can neither hold nor fail."""
+    return (HOLDS if holds else FAILS) if reached else NOT_REACHED
+
+
+def tell(*claims: tuple[str, str, object]) -> Coloured:
+    """A line for each claim: its verdict, its words, the evidence. And whether all hold."""
+    title = "Solved." if all(what == HOLDS for _, what, _ in claims) else "Not yet."
+    rows = [(what, words, str(evidence)) for words, what, evidence in claims]
+    lines = [f"{what:<13} | {words}: {evidence}" for words, what, evidence in claims]
+    return Coloured(title, rows, "\n".join([*lines, title]))
+
+
+def mornings(github, morning, history) -> Coloured:
+    """Whether a flow keeps what a failed morning has fetched, tells of it, and can be repeated.
+
+    morning: a flow that takes repositories and a day, and posts to WEBHOOK_URL if it fails
+    history: the file to which it appends `day,repository,stars`
+    """
+    from pipeline import REPOS
+
+    figures = {repo: secrets.randbelow(10**6) for repo in REPOS}
+    set_up.clear_cache()
+    history.unlink(missing_ok=True)
+    os.environ["WEBHOOK_URL"], heard = set_up.webhook()
+    github.reset()
+    github.fail(REPOS[1], status=404)
+    for repo, stars in figures.items():
+        github.fail(repo, fields={"stargazers_count": stars}, times=None)
+    states, rows = [], []
+    with set_up.quiet(), redirect_stdout(None):
+        for day in ("2026-01-25",) * 3 + ("2026-01-26",):
+            states.append(morning(REPOS, day, return_state=True))
+            rows.append(sorted(history.read_text().splitlines()) if history.exists() else [])
+    set_up.clear_cache()
+    github.reset()
+    first, second, third, next_day = rows
+    whole = sorted(f"2026-01-25,{repo},{stars}" for repo, stars in figures.items())
+    kept = [row for row in whole if REPOS[1] not in row]
+    both = whole + [row.replace("01-25", "01-26") for row in whole]
+    failed = states[0].is_failed()
+    named = len(heard) == 1 and REPOS[1] in heard[0]
+    return tell(
+        ("a 404 loses one of three rows", verdict(first == kept), f"{len(first)} rows"),
+        ("that run fails", verdict(failed), states[0].type.value),
+        ("the webhook hears which one", verdict(named, failed), heard or "nothing arrived"),
+        (
+            "a second run adds that row",
+            verdict(second == whole, bool(first)),
+            f"{len(second)} rows",
+        ),
+        ("a third adds nothing", verdict(third == second, bool(second)), f"{len(third)} rows"),
+        (
+            "the next day adds three",
+            verdict(next_day == both, third == whole),
+            f"{len(next_day)} rows",
+        ),
+    )
 
 
 # --- The command ----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ sys.path.append(os.path.dirname(os.path.realpath(__file__)))
 sys.path.sort(key=lambda path, last=(sys.path[-1], ""): path in last and 1 + last.index(path))
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
+import json
 import logging
 import pickle
 import re
@@ -33,6 +34,7 @@ import warnings
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from contextlib import contextmanager, suppress
 from copy import copy
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Event, Thread
 from types import SimpleNamespace
@@ -540,6 +542,28 @@ def serve_and_run(script: str, name: str):
             if not ended(family, 30):
                 end_all(family, 0)
         return prefect.read_flow_run(run.id), deployment()
+
+
+def webhook() -> tuple[str, list[str]]:
+    """Start a server that takes what a hook posts, as Slack does, in a thread of the kernel.
+
+    Returns its address and a list, to which it adds the text of each message.
+    """
+    heard = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self):
+            message = self.rfile.read(int(self.headers["content-length"]))
+            heard.append(json.loads(message)["text"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            """Nothing of it in a cell."""
+
+    server = HTTPServer(("127.0.0.1", 0), Receiver)
+    Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}", heard
 
 
 def delete_deployment(name: str) -> None:

@@ -21,7 +21,6 @@ WRONG = {  # lesson: what makes its solution a wrong answer
     "04_rate_limiting": ("slots, new_a_second = 3,", "slots, new_a_second = 14,"),
     "05_caching": ('"stargazers_count" not in', '"message" in {} and "x" not in'),
     "06_star_chart": ("hours=1", "hours=2"),
-    "07_scaling_out": ('["stargazers_count"]', '["forks_count"]'),
 }
 
 
