@@ -245,6 +245,36 @@ def task_stream(
     show(figure, f"{title}. Over time, a row for each thread: {text}.")
 
 
+def runs(logs: dict[str, tuple], title: str, repos: list[str]) -> None:
+    """Draw runs beside each other: when each request was in flight, a row for each repository.
+
+    logs: by name the `FakeGitHub.requests` of a first run, a second run …
+    repos: the rows from top to bottom
+    """
+    columns, last = max(map(len, logs.values())), 0
+    size = 8, 0.8 + (0.6 + 0.3 * len(repos)) * len(logs)
+    figure, all_axes = plt.subplots(
+        len(logs), columns, sharex=True, sharey=True, squeeze=False, figsize=size
+    )
+    for row, (name, several) in zip(all_axes, logs.items(), strict=True):
+        for axes, (number, log) in zip(row, enumerate(several, 1), strict=True):
+            colors = log["status"].between(200, 399).map({True: BLUE, False: ORANGE})
+            y = log["repository"].map(repos.index)
+            axes.barh(y, log["duration"], left=log["time"], height=0.6, color=colors)
+            last = max([last, *(log["time"] + log["duration"])])
+            text = f"{len(log)} requests" if len(log) > 1 else ("no request", "1 request")[len(log)]
+            axes.set_title(f"run {number}: {text}", loc="left", fontsize="medium")
+            axes.set_yticks(range(len(repos)), repos)
+            axes.set_ylim(len(repos) - 0.5, -0.5)
+        above_the_names = {"xycoords": "axes fraction", "ha": "right", "va": "baseline"}
+        row[0].annotate(f"{name}  ", (0, 1.06), fontweight="bold", **above_the_names)
+    for axes in all_axes[-1]:
+        axes.set(xlabel="time (s)", xlim=(0, 1.1 * last))
+    figure.suptitle(title, x=0.01, ha="left")
+    counts = [f"{name} {', then '.join(str(len(log)) for log in of)}" for name, of in logs.items()]
+    show(figure, f"{title}. Requests over time, a row for each repository: {'; '.join(counts)}.")
+
+
 def history(history, title: str) -> None:
     """Draw how many stars each repository has gained since its first day, a dot for each day.
 
@@ -264,6 +294,40 @@ def history(history, title: str) -> None:
     axes.set(ylabel="stars gained", ylim=(0, None))
     figure.suptitle(title, x=0.01, ha="left")
     show(figure, f"{title}. Stars gained, by {len(days)} days: {'; '.join(told)}.")
+
+
+def interrupted(runs: dict[str, tuple], title: str, repos: list[str], after: float) -> None:
+    """Draw interrupted runs under each other: how long each repository's task waited for a slot.
+
+    runs: by name the `FakeGitHub.requests`, and the seconds for which the run went on after ■
+    repos: the rows from top to bottom, in the order of their requests where there is one
+    after: when ■ was pressed, in seconds since the first request
+    """
+    size = 8, 0.8 + (0.7 + 0.24 * len(repos)) * len(runs)
+    figure, all_axes = plt.subplots(len(runs), sharex=True, squeeze=False, figsize=size)
+    told = []
+    for axes, (name, (log, seconds)) in zip(all_axes[:, 0], runs.items(), strict=True):
+        end, sent = after + seconds, dict(zip(log["repository"], log["time"], strict=True))
+        rows = [*sent, *(repo for repo in repos if repo not in sent)]
+        waits = [sent.get(repo, end) for repo in rows]
+        axes.barh(rows, waits, height=0.6, color=GREY, label="waits for a slot")
+        axes.barh(
+            [*sent], log["duration"], left=log["time"], height=0.6, color=BLUE, label="request"
+        )
+        axes.axvline(after, color="black", linewidth=1.5)
+        more = sum(time > after for time in sent.values())
+        text = f"went on for {seconds:.0f} s, {more} more request{'s'[: more != 1]}"
+        axes.set_title(text, loc="right", fontsize="medium")
+        axes.set_title(name, loc="left", fontsize="medium")
+        axes.text(after, 0, "  ■ pressed", va="center")
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        told.append(f"{name}: {text}")
+    all_axes[-1, 0].set(xlabel="time (s)", xlim=(0, None))
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize="small"
+    )
+    figure.suptitle(title, x=0.01, ha="left")
+    show(figure, f"{title}. {'; '.join(told)}.")
 
 
 def show(figure, alt: str) -> None:

@@ -37,6 +37,7 @@ from copy import copy
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Event, Thread
+from types import SimpleNamespace
 from zlib import crc32
 
 import httpx
@@ -250,7 +251,8 @@ def plain_logs() -> None:
         )
     )
     handler.addFilter(lambda record: not re.match(REPEATED, record.getMessage()))
-    logging.getLogger().handlers[:] = [handler]
+    for logger in logging.getLogger(), logging.getLogger("prefect._internal"):
+        logger.handlers[:] = [handler]
 
 
 @contextmanager
@@ -387,6 +389,37 @@ def another_process(flow, github_repos: list[str]):
             lines += process.communicate()[0].decode().splitlines()
         finally:
             end_all([process], 5)  # if the block was interrupted; else it has ended
+
+
+@contextmanager
+def stop_button(after: float):
+    """Press ■ for the reader, so many seconds after the first request of the block; end quietly.
+
+    Yields a namespace that has, after the block, `sent`, how many requests there were by then, and
+    `seconds`, for how long the block went on. Raises `KeyboardInterrupt` if the reader presses ■.
+    """
+    import runs
+
+    stop, over = SimpleNamespace(sent=0, seconds=0.0, at=None), Event()
+
+    def press():
+        while _github.requests.empty and not over.wait(0.05):
+            pass
+        if not over.wait(after):
+            stop.sent, stop.at = len(_github.requests), time.monotonic()
+            runs.interrupt_main_thread()
+
+    finger = Thread(target=press, daemon=True)
+    finger.start()
+    try:
+        yield stop
+    except KeyboardInterrupt:
+        if stop.at is None:
+            raise
+        stop.seconds = time.monotonic() - stop.at
+    finally:
+        over.set()
+        finger.join()
 
 
 def clear_cache() -> None:
