@@ -165,7 +165,7 @@ MUTANTS = {
         ),
         (
             "a slot for many",
-            f"{SCRIPT}four_processes_share_the_limit",
+            f"{PIPELINE}takes_a_slot_for_each_request_and_none_for_a_cached_result",
             *("occupy=count, ", ""),
         ),
         (
