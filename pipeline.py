@@ -348,8 +348,8 @@ def slots_to_take(shared: Shared) -> int:
     slot = 1 / (limit.slot_decay_per_second or 1)  # seconds until one more is free
     now, count = time.monotonic(), 1 + len(shared.waiting)
     shared.limit, shared.full = limit.name, free <= 0 and (shared.full or now)
-    # After that time acquire anyway: some servers do not show what has grown back.
-    if not shared.full or now - shared.full > min(slot, 60):
+    # A second after that acquire anyway: some servers do not show what has grown back.
+    if not shared.full or now - shared.full > min(slot, 60) + 1:
         shared.full = 0.0
         return min(max(free, 1), count)
     if now - shared.told > 60:

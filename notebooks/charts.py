@@ -1,18 +1,24 @@
 """What the practice API saw, drawn. `notebooks/matplotlibrc` has the style."""
 
+from datetime import date
+
 import matplotlib.pyplot as plt
 from IPython.display import display
+from matplotlib.dates import DateFormatter
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # told apart by colour-blind readers too
 LIGHT_ORANGE = "#FBE3D0"  # an outage, or a time for which the API said to wait
 
 
-def requests(requests, title: str, repos: list[str] | None = None, floor=None) -> None:
-    """Draw when each request was under way, a row for each repository, as the practice API saw it.
+def requests(
+    requests, title: str, repos: list[str] | None = None, floor=None, band: tuple | None = None
+) -> None:
+    """Draw when each request was in flight, a row for each repository, as the practice API saw it.
 
     requests: a `FakeGitHub.requests`, or several of them by name, drawn on one time scale
-    repos: the rows from top to bottom, also for repositories that were never asked
+    repos: the rows from top to bottom, also for repositories that were never requested
     floor: where to draw the shortest possible time, in seconds; by name for several
+    band: an outage, or a time to wait, as (from, to, what it is), in seconds
     """
     logs = requests if isinstance(requests, dict) else {"": requests}
     floors = floor if isinstance(floor, dict) else dict.fromkeys(logs, floor)
@@ -43,16 +49,24 @@ def requests(requests, title: str, repos: list[str] | None = None, floor=None) -
                 axes.text(middle, y[bar], status, ha="center", color="white", **label)
             elif not following[bar] < end[bar] + room:  # of attempts close together, the last
                 axes.text(end[bar], y[bar], f" {status}", color=ORANGE, **label)
+        if band:
+            axes.axvspan(*band[:2], color=LIGHT_ORANGE, zorder=0)
+            middle = sum(band[:2]) / 2, 1
+            where = {"xycoords": axes.get_xaxis_transform(), "va": "bottom", "ha": "center"}
+            axes.annotate(band[2], middle, color=ORANGE, fontsize="small", **where)
         if floors.get(name):
-            axes.axvline(floors[name], color="black", linestyle="--", linewidth=1)
+            axes.axvline(floors[name], color="black", linestyle=":", linewidth=1.5)
             axes.text(floors[name], -0.6, " floor", va="bottom", fontsize="small")
         if len(names) <= 12:
             axes.set_yticks(range(len(names)), names)
         else:
             axes.set_yticks([])
-            axes.set_ylabel(f"{len(names)} repositories")
+            axes.set_ylabel(f"{len(names)} repositories, a row each")
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_title(name, loc="left", fontsize="medium", pad=16 if floors.get(name) else None)
+        pad = 16 if band or floors.get(name) else None
+        axes.set_title(name, loc="left", fontsize="medium", pad=pad)
+        total = f"{len(log)} request{'s'[: len(log) != 1]}, {end.max():.1f} s"
+        axes.set_title(total, loc="right", fontsize="medium", pad=pad)
     all_axes[-1, 0].set_xlabel("time (s)")
     all_axes[-1, 0].set_xlim(left=0)
     figure.suptitle(title, x=0.01, ha="left")
@@ -63,46 +77,43 @@ def requests(requests, title: str, repos: list[str] | None = None, floor=None) -
 def allowance(
     requests, title: str, limit: int, slot_decay_per_second: float, api: tuple | None = None
 ) -> None:
-    """Draw the requests so far against the most that a global concurrency limit lets through.
+    """Draw the requests so far, from the first one on, and the most that a limit lets through.
 
-    That is `limit` at once, and `slot_decay_per_second` more a second. Refused requests (403, 429)
-    are marked.
+    That is `limit` at once, and `slot_decay_per_second` more a second: the dashed line.
 
-    requests: a `FakeGitHub.requests`, or two of them by name, the one to compare with first
-    api: what the API answers, as (requests, seconds), to draw its first window
+    requests: a `FakeGitHub.requests`, or those of two processes by name, counted together
+    api: what the API allows, as (requests, seconds), to draw its first window
     """
-    logs = requests if isinstance(requests, dict) else {"requests": requests}
-    last = max([log["time"].max() for log in logs.values()] + [api[1] if api else 0])
-    figure, axes = plt.subplots(figsize=(8, 3.5))
-    refusals = 0
-    for (name, log), color in zip(logs.items(), (GREY, BLUE)[-len(logs) :], strict=True):
-        log = log.sort_values("time", ignore_index=True)
-        count = log.index + 1
-        axes.step(log["time"], count, where="post", color=color, label=name)
-        refused = log["status"].isin([403, 429])
-        if refused.any():
-            refusals += refused.sum()
-            times, order = log["time"][refused], count[refused]
-            axes.plot(times, order, "x", color=ORANGE, ms=9, mew=2, label="refused by the API")
-    axes.plot(
-        [0, last],
-        [limit, limit + slot_decay_per_second * last],
-        color="black",
-        linestyle="--",
-        label=f"our limit: {limit} + {slot_decay_per_second:g} a second",
-    )
+    logs = requests if isinstance(requests, dict) else {"": requests}
+    first = min(log["time"].min() for log in logs.values())
+    times = sorted(time - first for log in logs.values() for time in log["time"])
+    end, refused = max(times[-1], api[1] if api else 0), 0
+    figure, axes = plt.subplots(figsize=(8, 3.8))
+    axes.step(times, range(1, len(times) + 1), where="post", color=GREY, linewidth=1)
+    for (name, log), filled in zip(logs.items(), (True, False), strict=False):
+        good = log["status"].between(200, 399)
+        refused += len(log) - good.sum()
+        for rows, color, kind in (good, BLUE, "good response"), (~good, ORANGE, "refused"):
+            x = [time - first for time in log["time"][rows]]
+            y = [times.index(time) + 1 for time in x]
+            label = f"{name}: {kind}".removeprefix(": ") if x else None
+            face = color if filled else "white"
+            axes.plot(x, y, "o", color=color, mfc=face, mew=1.5, label=label)
+    label = f"our limit: {limit} + {slot_decay_per_second:g} a second"
+    most = [limit, limit + slot_decay_per_second * end]
+    axes.plot([0, end], most, color="black", linestyle="--", label=label)
     if api:
-        answers, window = api
-        label = f"the API: {answers} in {window} seconds"
-        axes.hlines(answers, 0, window, color=GREY, linewidth=4, zorder=1, label=label)
-    axes.set(xlabel="time (s)", ylabel="requests so far", ylim=(0, None), xlim=(0, None))
+        label = f"the API allows {api[0]} in {api[1]} seconds"
+        axes.hlines(api[0], 0, api[1], color="black", linewidth=1, label=label)
+    axes.set(xlabel="seconds since the first request", ylabel="requests so far")
+    axes.set(ylim=(0, 1.05 * max(most[1], len(times))), xlim=(-0.02 * end, 1.02 * end))
     axes.yaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside lower left", ncols=4, fontsize="small")
+    axes.set_title(f"{len(times)} requests, {times[-1]:.1f} s", loc="right", fontsize="medium")
+    figure.legend(loc="outside lower left", ncols=2, fontsize="small")
     figure.suptitle(title, x=0.01, ha="left")
-    counts = [f"{len(log)} requests ({name})" for name, log in logs.items()]
-    counts = counts if len(logs) > 1 else [f"{len(log)} requests"]
+    counts = [f"{len(log)} requests {name}".strip() for name, log in logs.items()]
     text = f"{' and '.join(counts)} over time, and the line that the limit does not let them cross"
-    show(figure, f"{title}. {text}; {refusals} were refused.")
+    show(figure, f"{title}. {text}; {refused} were refused.")
 
 
 def timelines(
@@ -168,17 +179,21 @@ def refused(log) -> float:
 def slots(seen: list[tuple[float, int]], title: str) -> None:
     """Draw how many slots of a limit were free, as `lesson.watch_slots` saw them."""
     times, free = map(list, zip(*seen, strict=True))
-    first = next((t for t, n in seen if n < max(free)), 0)  # when a slot was first taken
-    times = [t - first for t in times]
+    full, start = max(free), next((t for t, n in seen if n < max(free)), 0)
+    times = [time - start for time in times]  # since a slot was first taken
+    empty = [time for time, count in zip(times, free, strict=True) if count == 0] or [0]
     figure, axes = plt.subplots(figsize=(8, 2.8))
-    axes.fill_between(times, max(free), step="post", color="#e6e6e6", label="taken")
-    axes.fill_between(times, free, step="post", color=BLUE, label="free")
-    axes.hlines(range(1, max(free)), -1, times[-1], color="white", linewidth=2)  # one on another
-    axes.set(xlabel="time (s)", ylabel="slots", ylim=(0, max(free)), xlim=(-0.5, times[-1]))
+    axes.axhline(full, color="black", linestyle="--", linewidth=1)
+    axes.step(times, free, where="post", color="black", linewidth=2)
+    words = {"full": -0.5, "empty": empty[-1] / 2, "refills": (empty[-1] + times[-1]) / 2}
+    for word, x in words.items():
+        axes.text(x, 1.04 * full, word, ha="center", va="bottom")
+    axes.set_title(f"dashed: the limit, {full} slots", loc="right", fontsize="medium")
+    axes.set(xlabel="seconds since a slot was first taken", ylabel="free slots")
+    axes.set(ylim=(0, 1.2 * full), xlim=(-1, times[-1]))
     axes.yaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside lower left", ncols=2, fontsize="small")
     figure.suptitle(title, x=0.01, ha="left")
-    text = f"Of {max(free)} slots, {min(free)} free at the fewest and {free[-1]} at the end"
+    text = f"Of {full} slots, {min(free)} free at the fewest and {free[-1]} at the end"
     show(figure, f"{title}. {text}, over {times[-1]:.0f} seconds.")
 
 
@@ -199,39 +214,141 @@ def stars(stars: dict[str, int], title: str) -> None:
     show(figure, f"{title}. A bar for each of {len(names)} repositories: {most}, {fewest}.")
 
 
-def task_stream(stream: list[dict], title: str) -> None:
-    """Draw which of Dask's workers did what, and when: a row for each of their threads.
+def task_stream(
+    stream: list[dict], requests, title: str, limit: int, slot_decay_per_second: float
+) -> None:
+    """Draw what Dask's threads did, a row each, and below it the requests so far under their limit.
 
-    stream: what `lesson.task_stream` recorded
+    stream: what `lesson.task_stream` recorded: task runs that each end with their one request
+    requests: a `FakeGitHub.requests`
+    limit, slot_decay_per_second: those of the global concurrency limit
     """
-    rows = sorted({(entry["worker"], entry["thread"]) for entry in stream})
-    workers = sorted({worker for worker, _ in rows})
-    tasks = list(dict.fromkeys(entry["key"].rpartition("-")[0] for entry in stream))
-    spans = [(step["start"], step["stop"]) for entry in stream for step in entry["startstops"]]
-    begin = min(start for start, _ in spans)
-    figure, axes = plt.subplots(figsize=(8, 1 + 0.35 * len(rows)))
-    for task, color in zip(tasks, (BLUE, GREY, ORANGE), strict=False):
-        done = [entry for entry in stream if entry["key"].startswith(f"{task}-")]
-        steps = [(entry, step) for entry in done for step in entry["startstops"]]
-        axes.barh(
-            [rows.index((entry["worker"], entry["thread"])) for entry, _ in steps],
-            [step["stop"] - step["start"] for _, step in steps],
-            left=[step["start"] - begin for _, step in steps],
-            height=0.6,
-            color=color,
-            edgecolor="white",
-            label=task,
-        )
-    names = [f"worker {workers.index(worker) + 1}" for worker, _ in rows]
-    axes.set_yticks(range(len(rows)), names)
-    axes.set(xlabel="time (s)", ylim=(len(rows) - 0.5, -0.5), xlim=(0, None))
-    for row in range(1, len(rows)):
-        if names[row] != names[row - 1]:
-            axes.axhline(row - 0.5, color="black", linewidth=1)
+    threads = sorted({(entry["worker"], entry["thread"]) for entry in stream})
+    workers = {}
+    for worker, thread in threads:
+        workers.setdefault(worker, []).append(thread)
+    names = {
+        (worker, thread): f"worker {number}, thread {within}"
+        for number, (worker, its_threads) in enumerate(workers.items(), 1)
+        for within, thread in enumerate(its_threads, 1)
+    }
+    runs = sorted((entry["startstops"][0] | entry for entry in stream), key=lambda r: r["stop"])
+    log = requests.assign(end=requests["time"] + requests["duration"]).sort_values("end")
+    pairs = list(zip(runs, log.itertuples(), strict=True))
+    shift = min(
+        run["stop"] - request.end for run, request in pairs
+    )  # from the API's clock to Dask's
+    begin = min(run["start"] for run in runs)
+    first = shift - begin  # request, in seconds since then
+    figure, (above, below) = plt.subplots(2, sharex=True, figsize=(8, 4.5))
+    for run, request in pairs:
+        row = list(names).index((run["worker"], run["thread"]))
+        start, sent = run["start"] - begin, first + request.time
+        above.barh(row, sent - start, left=start, height=0.6, color="#d0d0d0")
+        above.barh(row, request.duration, left=sent, height=0.6, color=BLUE)
+    above.barh(row, 0, color="#d0d0d0", label="waiting for a slot")
+    above.barh(row, 0, color=BLUE, label="request")
+    above.set_yticks(range(len(names)), list(names.values()))
+    above.set_ylim(len(names) - 0.5, -0.5)
+    times, last = first + requests["time"], requests["time"].max()
+    below.step(
+        [*times, first + last], [*range(1, len(times) + 1), len(times)], where="post", color=BLUE
+    )
+    line = f"our limit: {limit} + {slot_decay_per_second:g} a second"
+    most = [limit, limit + slot_decay_per_second * last]
+    below.plot([first, first + last], most, color="black", linestyle="--", label=line)
+    below.set(xlabel="time (s)", ylabel="requests so far", ylim=(0, None), xlim=(0, None))
+    below.yaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc="outside lower left", ncols=3, fontsize="small")
     figure.suptitle(title, x=0.01, ha="left")
-    text = f"{len(stream)} task runs in {len(rows)} threads of {len(workers)} worker processes"
+    text = f"{len(stream)} task runs in {len(names)} threads of {len(workers)}"
+    text += " worker processes wait for slots and send their requests, which stay below the limit"
     show(figure, f"{title}. Over time, a row for each thread: {text}.")
+
+
+def runs(logs: dict[str, tuple], title: str, repos: list[str]) -> None:
+    """Draw runs beside each other: when each request was in flight, a row for each repository.
+
+    logs: by name the `FakeGitHub.requests` of a first run, a second run …
+    repos: the rows from top to bottom
+    """
+    columns, last = max(map(len, logs.values())), 0
+    size = 8, 0.8 + (0.6 + 0.3 * len(repos)) * len(logs)
+    figure, all_axes = plt.subplots(
+        len(logs), columns, sharex=True, sharey=True, squeeze=False, figsize=size
+    )
+    for row, (name, several) in zip(all_axes, logs.items(), strict=True):
+        for axes, (number, log) in zip(row, enumerate(several, 1), strict=True):
+            colors = log["status"].between(200, 399).map({True: BLUE, False: ORANGE})
+            y = log["repository"].map(repos.index)
+            axes.barh(y, log["duration"], left=log["time"], height=0.6, color=colors)
+            last = max([last, *(log["time"] + log["duration"])])
+            text = f"{len(log)} requests" if len(log) > 1 else ("no request", "1 request")[len(log)]
+            axes.set_title(f"run {number}: {text}", loc="left", fontsize="medium")
+            axes.set_yticks(range(len(repos)), repos)
+            axes.set_ylim(len(repos) - 0.5, -0.5)
+        above_the_names = {"xycoords": "axes fraction", "ha": "right", "va": "baseline"}
+        row[0].annotate(f"{name}  ", (0, 1.06), fontweight="bold", **above_the_names)
+    for axes in all_axes[-1]:
+        axes.set(xlabel="time (s)", xlim=(0, 1.1 * last))
+    figure.suptitle(title, x=0.01, ha="left")
+    counts = [f"{name} {', then '.join(str(len(log)) for log in of)}" for name, of in logs.items()]
+    show(figure, f"{title}. Requests over time, a row for each repository: {'; '.join(counts)}.")
+
+
+def history(history, title: str) -> None:
+    """Draw how many stars each repository has gained since its first day, a dot for each day.
+
+    history: a DataFrame with a date, a repository and its stars in each row
+    """
+    days, told = sorted(set(history["date"])), []
+    figure, axes = plt.subplots(figsize=(8, 3))
+    axes.set_prop_cycle(color=[BLUE, ORANGE, GREY])
+    for repo, rows in history.sort_values("date").groupby("repository"):
+        x, gained = rows["date"].map(date.fromisoformat), rows["stars"] - rows["stars"].iloc[0]
+        [line] = axes.plot(x, gained, marker="o")
+        text = f"  {repo}: {rows['stars'].iloc[-1]:,} (+{gained.iloc[-1]:,})"
+        label = {"color": line.get_color(), "va": "center", "fontsize": "small"}
+        axes.text(x.iloc[-1], gained.iloc[-1], text, **label)
+        told.append(text.strip())
+    axes.xaxis.set_major_formatter(DateFormatter("%a %d"))
+    axes.set(ylabel="stars gained", ylim=(0, None))
+    figure.suptitle(title, x=0.01, ha="left")
+    show(figure, f"{title}. Stars gained, by {len(days)} days: {'; '.join(told)}.")
+
+
+def interrupted(runs: dict[str, tuple], title: str, repos: list[str], after: float) -> None:
+    """Draw interrupted runs under each other: how long each repository's task waited for a slot.
+
+    runs: by name the `FakeGitHub.requests`, and the seconds for which the run went on after ■
+    repos: the rows from top to bottom, in the order of their requests where there is one
+    after: when ■ was pressed, in seconds since the first request
+    """
+    size = 8, 0.8 + (0.7 + 0.24 * len(repos)) * len(runs)
+    figure, all_axes = plt.subplots(len(runs), sharex=True, squeeze=False, figsize=size)
+    told = []
+    for axes, (name, (log, seconds)) in zip(all_axes[:, 0], runs.items(), strict=True):
+        end, sent = after + seconds, dict(zip(log["repository"], log["time"], strict=True))
+        rows = [*sent, *(repo for repo in repos if repo not in sent)]
+        waits = [sent.get(repo, end) for repo in rows]
+        axes.barh(rows, waits, height=0.6, color=GREY, label="waits for a slot")
+        axes.barh(
+            [*sent], log["duration"], left=log["time"], height=0.6, color=BLUE, label="request"
+        )
+        axes.axvline(after, color="black", linewidth=1.5)
+        more = sum(time > after for time in sent.values())
+        text = f"went on for {seconds:.0f} s, {more} more request{'s'[: more != 1]}"
+        axes.set_title(text, loc="right", fontsize="medium")
+        axes.set_title(name, loc="left", fontsize="medium")
+        axes.text(after, 0, "  ■ pressed", va="center")
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        told.append(f"{name}: {text}")
+    all_axes[-1, 0].set(xlabel="time (s)", xlim=(0, None))
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize="small"
+    )
+    figure.suptitle(title, x=0.01, ha="left")
+    show(figure, f"{title}. {'; '.join(told)}.")
 
 
 def show(figure, alt: str) -> None:

@@ -95,9 +95,10 @@ class FakeGitHub(PracticeAPI):
     The arguments are those of `PracticeAPI`. `rate_limit` is for requests without a token (GitHub's
     own figure is 60); each token has 5000, counted apart.
 
-    In its log, `repository` is the full name as asked, or the path of any other request. Only the
-    pages of a list have names of their own: "/users/dask/repos" is the first one, however long the
-    pages are, then "/users/dask/repos?page=2". `fail` takes these names, and two more faults:
+    In its log, `repository` is the full name as requested, or the path of another route: that of a
+    list's first page, however long the pages are, is "/users/dask/repos", and then comes
+    "/users/dask/repos?page=2". Any other request has its path and query there. `fail` takes these
+    names, and two more faults:
 
         "rate limit"             the primary limit: 403 or status, 0 remaining
         "secondary rate limit"   403 or status, retry-after only if among the headers
@@ -133,6 +134,10 @@ class FakeGitHub(PracticeAPI):
 
     fail.__doc__ = PracticeAPI.fail.__doc__
 
+    def number(self, name: str) -> int:
+        record = None if name in self.numbers else self._records.get(name.lower())
+        return record["stargazers_count"] if record else super().number(name)
+
     def name_of(self, request: Request) -> str:
         path = path_of(request)
         match [unquote(part) for part in path.split("/")]:
@@ -141,7 +146,9 @@ class FakeGitHub(PracticeAPI):
             case ["", "users" | "orgs" as kind, owner, "repos"]:
                 page = _asked(request, "page")
                 return f"/{kind}/{owner}/repos" + (f"?page={page}" if page > 1 else "")
-        return path
+            case ["", "" | "rate_limit"] | ["", "repositories", _]:
+                return path
+        return practice_api.address_of(request)
 
     def answer(self, request: Request, name: str, fault: Fault) -> Answer:
         if not request.headers.get("user-agent"):
@@ -168,9 +175,9 @@ class FakeGitHub(PracticeAPI):
         record = self._records.get(name.lower())
         if re.fullmatch(r"load-test/[\w.-]+", name.lower(), re.ASCII):
             record = _made_up(name.lower())
-            record["stargazers_count"] = self.numbers.get(name, record["stargazers_count"])
         if record is None:
             return None
+        record = record | {"stargazers_count": self.number(name)}
         updated = datetime.fromisoformat(record["as_of"]).replace(tzinfo=UTC)
         headers = {"last-modified": format_datetime(updated, usegmt=True)}
         return Answer(200, _repository(record, self._url, _token(request)), headers)

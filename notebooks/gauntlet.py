@@ -763,6 +763,69 @@ def picture(boards: dict[str, Board], path: str | os.PathLike | None = None) -> 
     charts.show(figure, "Which promises hold: " + ", ".join(held).replace("\n", " "))
 
 
+# --- Lesson 7 -------------------------------------------------------------------------------------
+
+
+def verdict(holds: bool, reached: bool = True) -> str:
+    """What to say of a claim; one that was not reached can neither hold nor fail."""
+    return (HOLDS if holds else FAILS) if reached else NOT_REACHED
+
+
+def tell(*claims: tuple[str, str, object]) -> Coloured:
+    """A line for each claim: its verdict, its words, the evidence. And whether all hold."""
+    title = "Solved." if all(what == HOLDS for _, what, _ in claims) else "Not yet."
+    rows = [(what, words, str(evidence)) for words, what, evidence in claims]
+    lines = [f"{what:<13} | {words}: {evidence}" for words, what, evidence in claims]
+    return Coloured(title, rows, "\n".join([*lines, title]))
+
+
+def mornings(github, morning, history) -> Coloured:
+    """Whether a flow keeps what a failed morning has fetched, tells of it, and can be repeated.
+
+    morning: a flow that takes repositories and a day, and posts to WEBHOOK_URL if it fails
+    history: the file to which it appends `day,repository,stars`
+    """
+    from pipeline import REPOS
+
+    figures = {repo: secrets.randbelow(10**6) for repo in REPOS}
+    set_up.clear_cache()
+    history.unlink(missing_ok=True)
+    os.environ["WEBHOOK_URL"], heard = set_up.webhook()
+    github.reset()
+    github.fail(REPOS[1], status=404)
+    for repo, stars in figures.items():
+        github.fail(repo, fields={"stargazers_count": stars}, times=None)
+    states, rows = [], []
+    with set_up.quiet(), redirect_stdout(None):
+        for day in ("2026-01-25",) * 3 + ("2026-01-26",):
+            states.append(morning(REPOS, day, return_state=True))
+            rows.append(sorted(history.read_text().splitlines()) if history.exists() else [])
+    set_up.clear_cache()
+    github.reset()
+    first, second, third, next_day = rows
+    whole = sorted(f"2026-01-25,{repo},{stars}" for repo, stars in figures.items())
+    kept = [row for row in whole if REPOS[1] not in row]
+    both = whole + [row.replace("01-25", "01-26") for row in whole]
+    failed = states[0].is_failed()
+    named = len(heard) == 1 and REPOS[1] in heard[0]
+    return tell(
+        ("a 404 loses one of three rows", verdict(first == kept), f"{len(first)} rows"),
+        ("that run fails", verdict(failed), states[0].type.value),
+        ("the webhook hears which one", verdict(named, failed), heard or "nothing arrived"),
+        (
+            "a second run adds that row",
+            verdict(second == whole, bool(first)),
+            f"{len(second)} rows",
+        ),
+        ("a third adds nothing", verdict(third == second, bool(second)), f"{len(third)} rows"),
+        (
+            "the next day adds three",
+            verdict(next_day == both, third == whole),
+            f"{len(next_day)} rows",
+        ),
+    )
+
+
 # --- The command ----------------------------------------------------------------------------------
 
 

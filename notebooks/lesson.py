@@ -21,6 +21,7 @@ sys.path.append(os.path.dirname(os.path.realpath(__file__)))
 sys.path.sort(key=lambda path, last=(sys.path[-1], ""): path in last and 1 + last.index(path))
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
+import json
 import logging
 import pickle
 import re
@@ -33,8 +34,10 @@ import warnings
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from contextlib import contextmanager, suppress
 from copy import copy
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Event, Thread
+from types import SimpleNamespace
 from zlib import crc32
 
 import httpx
@@ -248,7 +251,8 @@ def plain_logs() -> None:
         )
     )
     handler.addFilter(lambda record: not re.match(REPEATED, record.getMessage()))
-    logging.getLogger().handlers[:] = [handler]
+    for logger in logging.getLogger(), logging.getLogger("prefect._internal"):
+        logger.handlers[:] = [handler]
 
 
 @contextmanager
@@ -387,6 +391,37 @@ def another_process(flow, github_repos: list[str]):
             end_all([process], 5)  # if the block was interrupted; else it has ended
 
 
+@contextmanager
+def stop_button(after: float):
+    """Press ■ for the reader, so many seconds after the first request of the block; end quietly.
+
+    Yields a namespace that has, after the block, `sent`, how many requests there were by then, and
+    `seconds`, for how long the block went on. Raises `KeyboardInterrupt` if the reader presses ■.
+    """
+    import runs
+
+    stop, over = SimpleNamespace(sent=0, seconds=0.0, at=None), Event()
+
+    def press():
+        while _github.requests.empty and not over.wait(0.05):
+            pass
+        if not over.wait(after):
+            stop.sent, stop.at = len(_github.requests), time.monotonic()
+            runs.interrupt_main_thread()
+
+    finger = Thread(target=press, daemon=True)
+    finger.start()
+    try:
+        yield stop
+    except KeyboardInterrupt:
+        if stop.at is None:
+            raise
+        stop.seconds = time.monotonic() - stop.at
+    finally:
+        over.set()
+        finger.join()
+
+
 def clear_cache() -> None:
     """Forget this notebook's cached results, so that the next run sends its requests."""
     shutil.rmtree(STORAGE, ignore_errors=True)
@@ -507,6 +542,28 @@ def serve_and_run(script: str, name: str):
             if not ended(family, 30):
                 end_all(family, 0)
         return prefect.read_flow_run(run.id), deployment()
+
+
+def webhook() -> tuple[str, list[str]]:
+    """Start a server that takes what a hook posts, as Slack does, in a thread of the kernel.
+
+    Returns its address and a list, to which it adds the text of each message.
+    """
+    heard = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self):
+            message = self.rfile.read(int(self.headers["content-length"]))
+            heard.append(json.loads(message)["text"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            """Nothing of it in a cell."""
+
+    server = HTTPServer(("127.0.0.1", 0), Receiver)
+    Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}", heard
 
 
 def delete_deployment(name: str) -> None:

@@ -1,6 +1,6 @@
 """A practice API on 127.0.0.1: real HTTP, no network, faults on demand.
 
-An `Api` describes an API that knows a number for each name, such as the page views of an article:
+An `Api` describes an API that has a number for each name, such as the page views of an article:
 
     PAGEVIEWS = Api(
         path="/metrics/pageviews/per-article/en.wikipedia/all-access/all-agents/{name}"
@@ -11,15 +11,16 @@ An `Api` describes an API that knows a number for each name, such as the page vi
         limit="wikimedia-api",
     )
 
-Its practice API answers for any name, with a number that is made up and always the same:
+Its practice API has a response for any name, with a number that is made up and always the same:
 
-    views = PAGEVIEWS.practice().start()    in a notebook; then send requests to `views.url`
-    views.fail("Rust", status=503)          the next answer for this name goes wrong
-    views.requests                          what it was asked
+    views = PAGEVIEWS.practice().start()                  in a notebook
+    httpx.get(views.url + PAGEVIEWS.address("AC/DC"))     a request for a name
+    views.fail("AC/DC", status=503)                       the next one for it fails
+    views.requests                                        the request log
 
     python notebooks/practice_api.py my_apis.py:PAGEVIEWS --port 8788     in a terminal
 
-GitHub's practice API, with all that the lessons need of it, is in fake_github.py.
+fake_github.py has GitHub's, with all that the lessons need of it.
 """
 
 from __future__ import annotations
@@ -39,14 +40,15 @@ import struct
 import sys
 import threading
 import time
+import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http.client import responses
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import uvicorn
 from starlette.requests import Request
@@ -63,89 +65,115 @@ HOST = "127.0.0.1"
 # --- What an API is like --------------------------------------------------------------------------
 
 
+ODD = "Zoë & Co/{}".format  # a flow that sends it without `quote` asks for something else
+
+
 @dataclass(frozen=True, kw_only=True)
 class Api:
-    """An API that knows a number for each name.
+    """An API that has a number for each name: one GET request, one number.
 
-    path: where it answers for a name, as "/repos/{name}" or "/weather?city={name}"
-    answer: a function of a name and a number; returns the answer, in lists, dicts, strings, numbers
-    line: what a flow prints for a name, as "{name}: {number} stars"
+    path: path and query of a request for a name, as "/weather?q={name}&units=metric"
+    answer: a function of a name and a number; returns the body of the response, for JSON
+    line: what a flow prints for a name, as "{name}: {number} degrees"
     variable: the environment variable that has the API's address
-    limit: the global concurrency limit that says when a request may be sent
-    name: a function of a whole number; returns a name that this API could have
-    refusal: the status of its answer to too many requests
+    limit: the global concurrency limit of this API
+    number: a function of a whole number; returns a number that this API could have, as 12.3 or -3
+    name: a function of a whole number; returns a name that this API could have. If it has slashes,
+        a request may have as many that are not quoted, as in GitHub's "owner/name".
+    headers: those that each request must have, as {"Authorization": "Bearer practice-key"}; the
+        status is 401 without them
+    refusal: the status of its response to too many requests
     user_agent: whether it refuses clients that do not say who they are, as "python-httpx/0.28"
     server: its own practice API, if it has one: a subclass of `PracticeAPI`
 
-    Raises `TypeError` or `ValueError`, in one sentence, for a description that cannot be.
+    Each is tried. Raises `TypeError` or `ValueError`, in one sentence, for what does not fit.
     """
 
     path: str
-    answer: Callable[[str, int], Any]
+    answer: Callable[[str, Any], Any]
     line: str
     variable: str
     limit: str
-    name: Callable[[int], str] = "name-{}".format
+    number: Callable[[int], float] = lambda number: number
+    name: Callable[[int], str] = ODD
+    headers: Mapping[str, str] = field(default_factory=dict)
     refusal: int = 429
     user_agent: bool = False
     server: Callable[..., PracticeAPI] | None = None
 
     def __post_init__(self) -> None:
-        for kind, words in ((str, "path line variable limit"), (Callable, "answer name")):
-            for word in words.split():
-                what, value = "a string" if kind is str else "a function", getattr(self, word)
-                _check(isinstance(value, kind), f"{word} must be {what}, not {value!r}", TypeError)
-        names = [self.name(n) for n in range(3)]
+        texts = self.path, self.line, self.variable, self.limit
+        path, line, variable, limit = (text if isinstance(text, str) else "" for text in texts)
         for right, word, words in (
-            (self.path[:1] == "/" and self.path.count("{name}") == 1, "path",
+            (path[:1] == "/" and path.count("{name}") == 1, "path",
              'begin with "/" and have {name} in it once'),
-            (all(self.line.count(part) == 1 for part in ("{name}", "{number}")), "line",
+            (line.count("{name}") == line.count("{number}") == 1, "line",
              "have {name} and {number} in it, each once"),
-            (re.fullmatch(r"[A-Za-z_]\w*", self.variable, re.ASCII), "variable",
+            (re.fullmatch(r"[A-Za-z_]\w*", variable, re.ASCII), "variable",
              "be the name of an environment variable"),
-            (self.limit, "limit", "be the name of a limit"),
+            (limit, "limit", "be the name of a limit"),
+            (isinstance(self.headers, dict), "headers", "be a dictionary"),
             (self.refusal in range(400, 600), "refusal", "be a status from 400 to 599"),
-            (all(isinstance(n, str) for n in names) and len(set(names)) == 3, "name",
-             "return another name for each number"),
         ):  # fmt: skip
             _check(bool(right), f"{word} must {words}, not {getattr(self, word)!r}")
-        try:
-            one, two = (json.dumps(self.answer(names[0], number)) for number in (1, 2))
-        except Exception as error:
-            why = f"{type(error).__name__}: {error}"
-            raise TypeError(f"answer must return JSON for a name and a number ({why})") from None
-        _check(one != two, f"answer must have the number in it; it is always {one}")
+        for word, words, made in (
+            ("name", "another string", lambda n: self.name(n) + ""),
+            ("number", "another number", lambda n: self.number(n) + 0),
+            ("answer", "other JSON",
+             lambda n: json.dumps(self.answer(self.name(0), self.number(n)))),
+        ):  # fmt: skip
+            must = f"{word} must return {words} for each whole number"
+            try:
+                count = len({made(n) for n in range(100)})
+            except Exception as error:
+                raise TypeError(f"{must} ({type(error).__name__}: {error})") from None
+            _check(count == 100, f"{must}, but returns {count} for 100 of them")
+        for name in map(self.name, range(3)):
+            url = urlsplit(address := f"http://{HOST}{self.address(name)}")
+            found = self.name_in(f"{url.path}?{url.query}")
+            _check(found == name, f"path must have the name in it: {address} has {found!r}")
 
-    def name_in(self, path: str, query: str) -> str | None:
-        """The name that a request asks for; None if it asks for something else."""
-        segments = self.name(0).count("/") + 1
-        one_name = "/".join(["[^/]+"] * segments)
-        wanted, _, wanted_query = self.path.partition("?")
-        pattern = re.escape(wanted).replace(re.escape("{name}"), f"({one_name})")
-        if not (match := re.fullmatch(pattern, path)):
-            return None
-        found = unquote(match[1]) if match.groups() else None
-        parameters = parse_qs(query)
-        for key, [value] in parse_qs(wanted_query).items():
-            given = parameters.get(key, [""])[0]
-            if value == "{name}":
-                found = given
-            elif given != value:
-                return None
-        return found or None
+    @property
+    def _slashes(self) -> int:
+        """How many slashes of a name need not be quoted."""
+        return 0 if self.name is ODD else self.name(0).count("/")
+
+    def address(self, name: str) -> str:
+        """The path and query of a request for a name; `name_in` is the inverse."""
+        return self.path.replace("{name}", quote(name, safe="/" if self._slashes else ""))
+
+    def name_in(self, address: str) -> str | None:
+        """The name in the path and query of a request; None if they are not this API's.
+
+        The parameters may come in any order, and others with them.
+        """
+        keys = parse_qs(self.path.partition("?")[2], keep_blank_values=True)
+        part = "[^\0\1]+"
+        name = f"({part}(?:\0{part}){{0,{self._slashes}}})"
+        pattern = re.escape(_plain(self.path, keys)).replace(re.escape("{name}"), name)
+        match = re.fullmatch(pattern, _plain(address, keys))
+        return match[1].replace("\0", "/") if match else None
 
     def practice(self, **options) -> PracticeAPI:
         """Its practice API, not yet started; the options are those of `PracticeAPI`."""
         return self.server(**options) if self.server else PracticeAPI(self, **options)
 
 
+def _plain(address: str, keys: Iterable[str]) -> str:
+    """A path and the parameters with these keys, unquoted. NUL is a slash that was not quoted."""
+    path, _, query = address.partition("?")
+    given = parse_qs(query, keep_blank_values=True)
+    parameters = [text for key in keys for text in (key, *given.get(key, ()))]
+    return "\1".join(["\0".join(map(unquote, path.split("/"))), *parameters])
+
+
 def made_up(name: str) -> int:
-    """A number below 100,000 which is always the same for the same name."""
+    """A whole number below 100,000, always the same for the same name."""
     return number_of(name) % 100_000
 
 
 def number_of(text: str) -> int:
-    """A number below 2**48 which is always the same for the same text."""
+    """A whole number below 2**48, always the same for the same text."""
     return int(hashlib.sha256(text.lower().encode()).hexdigest()[:12], 16)
 
 
@@ -156,16 +184,16 @@ class PracticeAPI:
     """An API on 127.0.0.1, served by a daemon thread; also a context manager.
 
     api: what it is like
-    latency: seconds each answer takes; answers overlap.
-    rate_limit: requests per window.
+    latency: seconds each response takes; responses overlap.
+    rate_limit: requests per window; a 401 is free.
     rate_window: seconds; a window begins with the first request charged to it.
     port: 0 takes any free port.
 
     `latency`, `rate_limit` and `rate_window` can be set at any time. Raises ValueError for
     arguments that make no sense. `on_request`, if set, is called in the server's thread with a
     line for each request, such as "GET /repos/dask/dask 200". While `hold`, if set, returns True,
-    a response sends nothing but spaces, so that no client gives up. `numbers` has the numbers of
-    names; those of all other names are made up.
+    a response sends nothing but spaces, so that no client gives up. `numbers` has the whole numbers
+    of names; those of other names are made up. `number` has what the API makes of them.
     """
 
     kinds = ("reset", "truncated")
@@ -179,7 +207,6 @@ class PracticeAPI:
         rate_window: float = 3600,
         port: int = 0,
     ) -> None:
-        _check(isinstance(api, Api), f"a practice API is made of an Api, not of {api!r}", TypeError)
         _check(0 <= latency < math.inf, f"latency must be 0 seconds or more, not {latency}")
         _check(rate_limit >= 0, f"rate_limit must be 0 requests or more, not {rate_limit}")
         _check(0 < rate_window < math.inf, f"rate_window must be over 0 s, not {rate_window}")
@@ -200,7 +227,7 @@ class PracticeAPI:
         self._windows: dict[str, tuple[float, int]] = {}  # by account: began (epoch s), used
 
     def start(self) -> Self:
-        """Serve; return once requests are answered. Does nothing if serving already.
+        """Serve; return once it responds. Does nothing if serving already.
 
         Raises OSError if the port cannot be had.
         """
@@ -257,13 +284,13 @@ class PracticeAPI:
         """One row per request since the last reset, in order of arrival.
 
         time: seconds since the first request arrived.
-        name: as asked, or the path of any other request, without its query. `fail` takes these.
+        name: as requested, or path and query of a request that has none. `fail` takes these.
         status: 0 if the connection was dropped on purpose, if the client hung up before the
-            answer, or while the request is under way.
-        duration: seconds from arrival to the end of the answer (to now if under way).
-        remaining: what the rate limit has left after this request, whatever the answer says.
-        fault: whether a fault made or changed the answer. It is False for each refusal by the rate
-            limit itself, and True for a refusal that `fail` asked for.
+            response, or while the request is in flight.
+        duration: seconds from arrival to the end of the response (to now if in flight).
+        remaining: what the rate limit has left after this request, whatever the response says.
+        fault: whether a fault made or changed the response. It is False for each refusal by the
+            rate limit itself, and True for a refusal by `fail`.
         """
         import pandas as pd
 
@@ -283,7 +310,7 @@ class PracticeAPI:
 
     @property
     def in_flight_max(self) -> int:
-        """Largest number of requests under way at the same time since the last reset."""
+        """Largest number of requests in flight since the last reset."""
         with self._lock:
             rows = list(self._log)
         changes = [(row.arrived, 1) for row in rows]
@@ -301,71 +328,62 @@ class PracticeAPI:
         with self._lock:
             self._faults.clear()
 
-    def fail(
-        self,
-        name: str,
-        kind: str | None = None,
-        *,
-        times: int | None = 1,
-        status: int | None = None,
-        headers: Mapping[str, object] | None = None,
-        latency: float = 0.0,
-        location: str | None = None,
-        html: bool = False,
-        body: object = None,
-        fields: Mapping[str, object] | None = None,
-    ) -> None:
-        """Make the next `times` answers for a name go wrong; None means until reset().
+    def number(self, name: str) -> float:
+        """The number of a name."""
+        return self.api.number(self.numbers.get(name, made_up(name)))
 
-        name: in any case, or a path as the log shows it; "*" is the next request, whatever it asks
-            for, if nothing is to go wrong for its own name
+    def fail(self, name: str, kind: str | None = None, **fault) -> None:
+        """Make the next `times` requests for a name fail; None means until reset().
+
+        name: in any case, or path and query as the log shows them; "*" is the next request of all
+            that have no fault of their own
 
         A name's faults are used up in the order given, so what follows one with times=None never
         comes. They can be combined, as in `fail(name, status=503, latency=2)`. Raises ValueError
         for a fault that cannot be.
 
-        Instead of the usual answer, whatever that would have been:
+        Instead of the usual response, whatever that would have been:
             status=503               the API's body for this status (200 to 599)
             status=503, html=True    an HTML page; without a status, 200
             location="https://…"     a redirect: 301, or 302, 307 … if that is the status
             body='{"id": 1'          200 or status with this body: str and bytes are sent as they
                                      are (nothing, no JSON, half of it), all else as JSON
-        The usual answer, changed:
+        The usual response, changed:
             fields={"stars": None}   other values in an object, or in each of a list; `...` drops
                                      a field
             headers={"retry-after": 2}          more headers; None drops one
             latency=5                           seconds on top of the usual
-        No answer:
-            "reset"                  the connection is reset before the answer
+        No response:
+            "reset"                  the connection is reset before the response
             "truncated"              the connection is closed halfway through the body
         """
-        headers, fields = dict(headers or {}), dict(fields or {})
-        fault = Fault(kind, times, status, headers, latency, location, html, body, fields)
+        new = Fault(kind, **fault)
         known = kind is None or kind in self.kinds
         _check(known, f"kind must be one of {self.kinds}, not {kind!r}")
+        times, status, latency = new.times, new.status, new.latency
         _check(times is None or times >= 1, f"times must be 1 or more, or None, not {times}")
         _check(status is None or 200 <= status <= 599, f"status must be 200 to 599, not {status}")
         _check(0 <= latency < math.inf, f"latency must be 0 seconds or more, not {latency}")
-        _check(fault != Fault(times=times), "say what should go wrong, such as status=503")
+        _check(new != Fault(times=times), "say what should go wrong, such as status=503")
         with self._lock:
-            self._faults.setdefault(name.lower(), deque()).append(fault)
+            self._faults.setdefault(name.lower(), deque()).append(new)
 
-    # What the API answers: a subclass can have others of these.
+    # What the API responds: a subclass can have others of these.
 
     def name_of(self, request: Request) -> str:
-        """What the log and `fail` call a request: the name that it asks for, or its path."""
-        path = path_of(request)
-        return self.api.name_in(path, request.url.query) or path
+        """What the log and `fail` call a request: the name in it, or its path and query."""
+        return self.api.name_in(address_of(request)) or address_of(request)
 
     def answer(self, request: Request, name: str, fault: Fault) -> Answer:
-        """What a request within the rate limit gets."""
+        """The response to a request within the rate limit."""
+        if any(request.headers.get(key) != str(value) for key, value in self.api.headers.items()):
+            return self.error(401)
         agent = request.headers.get("user-agent", "")
         if self.api.user_agent and re.match(r"$|python-|curl/|Python-urllib", agent):
             return self.error(403)
-        if request.method not in ("GET", "HEAD") or name.startswith("/"):
+        if request.method not in ("GET", "HEAD") or name == address_of(request):
             return self.error(404)
-        body = self.api.answer(name, self.numbers.get(name, made_up(name)))
-        return Answer(200, changed(body, fault.fields))
+        return Answer(200, changed(self.api.answer(name, self.number(name)), fault.fields))
 
     def error(self, status: int, headers: Mapping[str, object] | None = None) -> Answer:
         """The body for a status, as RFC 9457 has it."""
@@ -377,13 +395,13 @@ class PracticeAPI:
         return Answer(status, self.error(status).body, {"location": location})
 
     def refused(self, request: Request, rate: dict[str, int]) -> Answer:
-        """The answer to a request too many."""
+        """The response to a request too many."""
         answer = self.error(self.api.refusal)
         answer.headers["retry-after"] = str(max(1, rate["reset"] - int(time.time())))
         return answer
 
     def instead_of(self, usual: Answer, fault: Fault, request: Request) -> Answer:
-        """The answer that takes the usual one's place, or the usual one itself."""
+        """The response that takes the usual one's place, or the usual one itself."""
         if fault.html:
             page = f"<!DOCTYPE html>\n<title>Sorry</title>\n<h1>{fault.status or 200}</h1>\n"
             return Answer(fault.status or 200, page, {"content-type": "text/html; charset=utf-8"})
@@ -395,10 +413,10 @@ class PracticeAPI:
 
     def account(self, request: Request, answer: Answer) -> tuple[str, int, int]:
         """Who pays for a request, how many that account may send in a window, and what it costs."""
-        return "", self.rate_limit, 1
+        return "", self.rate_limit, int(answer.status != 401)
 
     def headers(self, rate: dict[str, int]) -> dict[str, str]:
-        """The headers of every answer."""
+        """The headers of every response."""
         return {}
 
     # The server's thread
@@ -426,7 +444,7 @@ class PracticeAPI:
         finally:
             row.ended = time.perf_counter()
             if self.on_request is not None:
-                self.on_request(f"{request.method} {path_of(request)} {row.status}")
+                self.on_request(f"{request.method} {address_of(request)} {row.status}")
 
     async def _send_later(self, response: Response, send: Send) -> None:
         """Send spaces, which JSON may begin with, and the body when it is not held any longer."""
@@ -439,7 +457,7 @@ class PracticeAPI:
         await send({"type": "http.response.body", "body": response.body})
 
     def _arrive(self, request: Request) -> tuple[_Row, Fault, Response]:
-        """Log a request, charge it and prepare its answer; the caller holds the lock."""
+        """Log a request, charge it and prepare its response; the caller holds the lock."""
         name = self.name_of(request)
         fault = self._next_fault(name)
         usual = self.answer(request, name, fault)
@@ -494,7 +512,7 @@ class _Row:
 
 @dataclass
 class Answer:
-    """An answer before it becomes HTTP; a body other than str and bytes is sent as JSON."""
+    """A response before it becomes HTTP; a body other than str and bytes is sent as JSON."""
 
     status: int
     body: Any
@@ -510,7 +528,7 @@ class Answer:
         return json.dumps(self.body, separators=(",", ":")).encode()
 
     def response(self, usual: Mapping[str, str], fault: Mapping[str, object]) -> Response:
-        """With the headers that all answers have, and those of a fault."""
+        """With the headers that all responses have, and those of a fault."""
         headers: dict[str, object] = dict(usual)
         if self.status not in (204, 304):
             headers["content-type"] = "application/json; charset=utf-8"
@@ -546,6 +564,11 @@ def changed(body: Any, fields: Mapping[str, object]) -> Any:
 def path_of(request: Request) -> str:
     """The path as sent: %2F is no slash."""
     return bytes(request.scope["raw_path"]).decode()
+
+
+def address_of(request: Request) -> str:
+    """The path and query as sent."""
+    return path_of(request) + f"?{request.url.query}".removesuffix("?")
 
 
 def _check(condition: bool, message: str, error: type[Exception] = ValueError) -> None:
@@ -588,7 +611,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def _drop(request: Request, response: Response, send: Send, *, reset: bool) -> None:
-    """Reset the connection before the answer, or close it halfway through the answer's body."""
+    """Reset the connection before the response, or close it halfway through the body."""
     transport: asyncio.Transport = request.state.transport
     if reset:  # to linger for no time makes closing a reset
         linger = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
@@ -624,7 +647,12 @@ def load(target: str) -> Any:
     try:
         module = importlib.import_module(path.stem)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"cannot import {file} ({type(error).__name__}: {error})") from None
+        frames = traceback.extract_tb(error.__traceback__)
+        ran = any(frame.filename.endswith("flow_engine.py") for frame in frames)
+        cure = '; put what it runs under `if __name__ == "__main__":`'
+        cure *= ran or isinstance(error, SystemExit)
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"cannot import {file} ({why}){cure}") from None
     found = getattr(module, "__file__", None)
     _check(found == str(path), f"{path.stem} is another module ({found}): give {file} another name")
     _check(hasattr(module, name), f"there is no {name} in {file}")
@@ -643,7 +671,7 @@ def parser_for(description: str, name: str, rate_limit: int) -> argparse.Argumen
     parser = argparse.ArgumentParser(description=description)
     for option, kind, default, text in (
         ("--port", int, 8787, "0 takes any free one"),
-        ("--latency", float, 0.0, "seconds each answer takes"),
+        ("--latency", float, 0.0, "seconds each response takes"),
         ("--rate-limit", int, rate_limit, "requests per window"),
         ("--rate-window", float, 3600.0, "seconds"),
     ):
@@ -651,7 +679,7 @@ def parser_for(description: str, name: str, rate_limit: int) -> argparse.Argumen
     metavar = f"{name}=STATUS[xTIMES]"
 
     def fault(text: str) -> tuple[str, int, int]:
-        if not (parts := re.fullmatch(r"(\S+)=([2-5]\d\d)(?:x([1-9]\d*))?", text, re.ASCII)):
+        if not (parts := re.fullmatch(r"(.+)=([2-5]\d\d)(?:x([1-9]\d*))?", text, re.ASCII)):
             raise argparse.ArgumentTypeError(f"{text!r} does not read {metavar}")
         return parts[1], int(parts[2]), int(parts[3] or 1)
 
@@ -661,7 +689,7 @@ def parser_for(description: str, name: str, rate_limit: int) -> argparse.Argumen
         action="append",
         default=[],
         metavar=metavar,
-        help="answer the first TIMES (1) requests for a name like this; can be repeated",
+        help="respond to the first TIMES (1) requests for a name like this; can be repeated",
     )
     return parser
 
@@ -709,7 +737,7 @@ def main() -> int:
         api = load_api(args.api)
     except ValueError as error:
         parser.error(str(error))
-    return serve(parser, args, api, Path(args.api.rpartition(":")[0]).name)
+    return serve(parser, args, api, "YOUR_FLOW.py")
 
 
 if __name__ == "__main__":

@@ -213,6 +213,11 @@ def loaded(flow: tuple[str, str] | bytes):
 def obey(folder: Path) -> None:
     while not (folder / "interrupt").exists():
         time.sleep(0.05)
+    interrupt_main_thread()
+
+
+def interrupt_main_thread() -> None:
+    """Do in this process what ■ in JupyterLab does in a kernel."""
     if sys.platform == "win32":
         _thread.interrupt_main()
     else:

@@ -1,16 +1,20 @@
-"""What a person waits for: the same work by four means. Makes the figures of notebooks/cost.md.
+"""What a person waits for: the same work by several means. Makes the figures of notebooks/cost.md.
 
     python tests/benchmark.py      some twelve minutes, on a machine with nothing else to do
+        --postgres postgresql+asyncpg://USER:PASSWORD@HOST:5432/EMPTY_DATABASE   also on PostgreSQL
+    python tests/benchmark.py --draw      draws the chart anew from the page's table
 
-Starts a practice API that takes 100 ms for an answer and two Prefect servers: the lessons', and one
-with Prefect's default settings. Each contender runs in a process of its own, from an empty cache
-and then from the full one, in turn with the others. Prints the page's table and draws its chart,
-notebooks/pictures/cost.png. The heartbeat of flow runs is off for all: it takes a second of each.
+Starts a practice API that takes 100 ms for a response and two Prefect servers: the lessons', and
+one with Prefect's default settings. Each contender runs in a process of its own, from an empty
+cache and then from the full one, in turn with the others. Prints the page's table, to be copied
+there, and draws its chart, notebooks/pictures/cost.png. The heartbeat of flow runs is off for all:
+it takes a second of each.
 """
 
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -18,11 +22,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "notebooks" / "cost.md"
 CHART = ROOT / "notebooks" / "pictures" / "cost.png"
 LATENCY = 0.1  # seconds
 WORKERS = 16
@@ -97,10 +102,14 @@ def plain():
 
 
 CONTENDERS = {  # name: what does the work, on which Prefect server, with how many repositories
-    "this pipeline": (ours, "lessons", (10, 100, 1000)),
+    "this pipeline, lessons' server": (ours, "lessons", (10, 100, 1000)),
     "this pipeline, default server": (ours, "default", (10, 100)),
     "the usual form, default server": (usual, "default", (10, 100)),
     "plain Python": (plain, "lessons", (10, 100, 1000)),
+}
+ON_POSTGRES = {
+    "this pipeline, PostgreSQL": (ours, "postgres", (10, 100)),
+    "the usual form, PostgreSQL": (usual, "postgres", (10, 100)),
 }
 
 
@@ -110,7 +119,7 @@ def measure(contender: str, count: int) -> list[float]:
     from prefect.settings import get_current_settings
 
     get_current_settings().flows.heartbeat_frequency = None
-    work = CONTENDERS[contender][0]()
+    work = (CONTENDERS | ON_POSTGRES)[contender][0]()
 
     def requests():
         return httpx.get(os.environ["GITHUB_API_URL"] + "/rate_limit").json()["rate"]["used"]
@@ -131,8 +140,14 @@ def measure(contender: str, count: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3, help="how often (3); 1,000 only once")
+    parser.add_argument("--postgres", metavar="URL", help="of an empty database with pg_trgm")
+    parser.add_argument("--draw", action="store_true", help="draw the chart of the page's table")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "notebooks"))
+    if arguments.draw:
+        draw(seconds_of_the_page())
+        return
     if arguments.measure:
         contender, count = arguments.measure
         with open(os.devnull, "w") as nowhere:
@@ -140,18 +155,19 @@ def main() -> None:
             print(json.dumps(measure(contender, int(count))), file=stdout)
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # no server is left behind
-    sys.path.insert(0, str(ROOT / "notebooks"))
+    if arguments.postgres:
+        CONTENDERS.update(ON_POSTGRES)
     with tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as folder:
         os.environ["LESSONS_HOME"] = folder
         import lesson
 
         try:
-            compare(Path(folder), arguments.repeat)
+            compare(Path(folder), arguments.repeat, arguments.postgres)
         finally:
             lesson.stop_server()
 
 
-def compare(folder: Path, repeat: int) -> None:
+def compare(folder: Path, repeat: int, postgres: str | None) -> None:
     import httpx
 
     import lesson
@@ -191,8 +207,13 @@ def compare(folder: Path, repeat: int) -> None:
         print("the whole command:", times, file=sys.stderr)
         return times
 
-    with FakeGitHub(LATENCY, NEVER_BINDS) as github, default_server(folder) as default:
-        servers = {"lessons": lesson.start_server(), "default": default}
+    with ExitStack() as stack:
+        github = stack.enter_context(FakeGitHub(LATENCY, NEVER_BINDS))
+        servers = {"lessons": lesson.start_server()}
+        servers["default"] = stack.enter_context(server(folder / "default"))
+        if postgres:
+            database = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": postgres}
+            servers["postgres"] = stack.enter_context(server(folder / "postgres", database))
         limit = {"name": "github-api", "limit": NEVER_BINDS, "slot_decay_per_second": 1}
         for url in servers.values():
             httpx.post(f"{url}/api/v2/concurrency_limits/", json=limit).raise_for_status()
@@ -207,11 +228,11 @@ def compare(folder: Path, repeat: int) -> None:
         for key, runs in measured.items()
     }
     report(medians, scripts)
-    draw(medians)
+    draw({name: medians[name, 100][0] for name in CONTENDERS})
 
 
 @contextmanager
-def default_server(folder: Path):
+def server(home: Path, database: dict[str, str] | None = None):
     """A Prefect server with Prefect's default settings. Yields its address."""
     import httpx
 
@@ -220,22 +241,22 @@ def default_server(folder: Path):
 
     port = free_port((0,))
     url = f"http://127.0.0.1:{port}"
-    settings = {"PREFECT_HOME": str(folder / "default"), "PREFECT_SERVER_ANALYTICS_ENABLED": "no"}
+    settings = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "no"}
     with subprocess.Popen(
         [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)],
-        env=lesson.isolated(settings),
+        env=lesson.isolated(settings | (database or {})),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-    ) as server:
+    ) as process:
         try:
-            while server.poll() is None:
+            while process.poll() is None:
                 with suppress(httpx.TransportError):
                     httpx.get(f"{url}/api/health").raise_for_status()
                     break
                 time.sleep(0.5)
             yield url
         finally:
-            server.terminate()
+            process.terminate()
 
 
 # --- What is shown --------------------------------------------------------------------------------
@@ -258,23 +279,29 @@ def report(medians: dict, scripts: list) -> None:
         print(f"{name}: {min(times):.0f} to {max(times):.0f}")
 
 
-def draw(medians: dict) -> None:
+def seconds_of_the_page() -> dict[str, float]:
+    """For 100 repositories from an empty cache, by contender, as the page's table has them."""
+    table = re.findall(r"^\| (?:repositories|100) \|(.+)\|$", PAGE.read_text(), re.M)
+    names, cells = ([cell.strip() for cell in row.split("|")] for row in table)
+    return {name: float(cell.split("/")[0]) for name, cell in zip(names, cells, strict=True)}
+
+
+def draw(seconds: dict[str, float]) -> None:
     import matplotlib.pyplot as plt
 
     from charts import BLUE, GREY, ORANGE
 
     plt.style.use(ROOT / "notebooks" / "matplotlibrc")
-    figure, axes = plt.subplots(figsize=(8, 4))
-    styles = (BLUE, "-"), (BLUE, "--"), (ORANGE, "--"), (GREY, "-")
-    for (name, (_, _, counts)), (color, style) in zip(CONTENDERS.items(), styles, strict=True):
-        seconds = [medians[name, count][0] for count in counts]
-        axes.plot(counts, seconds, style, color=color, marker="o")
-        label = name.replace(", ", ",\n")
-        axes.text(counts[-1] * 1.15, seconds[-1], label, color=color, va="bottom")
-    axes.set(xscale="log", yscale="log", xlabel="repositories", ylabel="seconds (log scale)")
-    axes.set_xticks([10, 100, 1000], ["10", "100", "1,000"], minor=False)
-    axes.yaxis.set_major_formatter("{x:g}")
-    figure.suptitle("What the work costs, from an empty cache", x=0.01, ha="left")
+    names = sorted(seconds, key=seconds.get)
+    color = [GREY if "plain" in name else ORANGE if "usual" in name else BLUE for name in names]
+    figure, axes = plt.subplots(figsize=(8, 0.8 + 0.45 * len(names)))
+    bars = axes.barh(names, [seconds[name] for name in names], height=0.7, color=color)
+    axes.bar_label(bars, fmt="{:g} s", padding=5)
+    axes.tick_params(length=0)
+    axes.set_xticks([])
+    axes.spines[:].set_visible(False)
+    axes.margins(x=0.1)
+    figure.suptitle("100 repositories, from an empty cache", x=0.01, ha="left")
     figure.savefig(CHART, bbox_inches="tight")
 
 

@@ -103,8 +103,8 @@ MUTANTS = {
         (
             "the token goes to any host",
             f"{PIPELINE}the_token_goes_to_the_api_and_to_no_other_host",
-            *('event_hooks={"response"', "event_hooks={'request': [lambda r: r.headers.update(headers)], "
-              '"response"'),
+            *('event_hooks={"response"',
+              'event_hooks={"request": [lambda r: r.headers.update(headers)], "response"'),
         ),
         (
             "the token is in a pickled error",
@@ -165,7 +165,7 @@ MUTANTS = {
         ),
         (
             "a slot for many",
-            f"{SCRIPT}four_processes_share_the_limit",
+            f"{PIPELINE}takes_a_slot_for_each_request_and_none_for_a_cached_result",
             *("occupy=count, ", ""),
         ),
         (
@@ -181,7 +181,7 @@ MUTANTS = {
         (
             "the look is the truth",
             f"{PIPELINE}a_limit_that_nobody_can_see_is_asked_for_all_the_same",
-            *("if not shared.full or now - shared.full > min(slot, 60):", "if not shared.full:"),
+            *("not shared.full or now - shared.full > min(slot, 60) + 1", "not shared.full"),
         ),
         (
             "somebody's limit is changed",
@@ -219,8 +219,8 @@ MUTANTS = {
         (
             "who waits for a slot hears nothing of GitHub",
             f"{PIPELINE}who_waits_for_a_slot_hears_that_the_wait_for_github_is_too_long",
-            *("if wait > LONGEST_WAIT or shared.over.wait(wait):",
-              "if shared.over.wait(min(wait, 3) if shared.full else 0) or wait > LONGEST_WAIT * 1e9:"),
+            *("    shared.over.wait(min(slot / 20, 3))\n    return 0",
+              "    shared.over.wait(slot)\n    return count"),
         ),
         (
             "nobody says that it waits",
@@ -411,7 +411,7 @@ MUTANTS = {
     "notebooks/lesson.py": [
         (
             "the reader's Prefect is used",
-            f"{LESSON}going_live_can_be_run_again",
+            f"{LESSON}an_address_and_its_token_stay_together",
             *('    os.environ.pop("GITHUB_API_URL", None)\n', ""),
         ),
         (

@@ -636,14 +636,14 @@ def test_log(github, client):
     with pytest.raises(DROPPED):
         client.get("/repos/dask/dask?page=1")
     client.get("/rate_limit?page=1")
-    client.get("/repos/dask/dask/")
+    client.get("/repos/dask/dask/?page=1")
     log = github.requests
     assert list(log) == ["time", "repository", "status", "duration", "remaining", "fault"]
     assert log["repository"].tolist() == [
         "PREFECTHQ/prefect",
         "dask/dask",
         "/rate_limit",
-        "/repos/dask/dask/",
+        "/repos/dask/dask/?page=1",
     ]
     assert log["status"].tolist() == [200, 0, 200, 404]
     assert log["remaining"].tolist() == [4999, 4998, 4998, 4997]
@@ -704,8 +704,8 @@ def test_script(script, http, github):
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (0, "")
-        lines = [f"GET {PATH} {status}" for status in statuses[number][:3]]
-        lines.append(f"GET /repos/a/b {statuses[number][3]}")
+        lines = [f"GET {PATH}?page=1 {status}" for status in statuses[number][:3]]
+        lines.append(f"GET /repos/a/b?page=1 {statuses[number][3]}")
         assert out.splitlines()[-4:] == lines
 
 

@@ -541,7 +541,33 @@ def test_another_notebook_leaves_limit_and_results_alone(github):
     assert len(lesson.saved_files()) == 1
 
 
-def test_a_notebook_has_its_own_results(monkeypatch):
+PATH = "/there/05_caching.ipynb"
+
+
+@pytest.mark.parametrize(
+    ("assigned", "environment", "files"),
+    [
+        ("", {"JPY_SESSION_NAME": PATH}, ["one.json", "two.json"]),  # JupyterLab
+        (f"__vsc_ipynb_file__ = {PATH!r}; ", {}, ["one.json", "two.json"]),  # VS Code
+        ("", {}, ["one.json", "one.json"]),  # neither: a kernel that is restarted keeps its file
+    ],
+)
+def test_a_kernel_finds_the_results_of_the_one_before(assigned, environment, files):
+    storages = {
+        subprocess.run(
+            [sys.executable, "-c", f"{assigned}import lesson; print(lesson.STORAGE)", "-f", file],
+            cwd=ROOT / "notebooks",
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        for file in files
+    }
+    assert storages != {str(lesson.STORAGE)}
+    assert [Path(storage).parent for storage in storages] == [lesson.HOME / "storage"]
+
+
+def test_a_notebook_has_its_own_results():
     paths = "/a/05_caching.ipynb", "/b/05_caching.ipynb", "/a/" + 300 * "x", "C:\\a:b", "\udcff"
     folders = [lesson.results_of(path) for path in paths]
     assert len(set(folders)) == len(paths)
@@ -553,10 +579,11 @@ def test_a_notebook_has_its_own_results(monkeypatch):
 
 def test_a_folder_that_only_others_can_write_is_one_sentence(github, tmp_path, monkeypatch):
     """As in a course folder: the server is up, the results cannot be kept."""
-    (tmp_path / "storage").touch()
-    monkeypatch.setattr(lesson, "STORAGE", tmp_path / "storage" / "05_caching")
-    with pytest.raises(lesson.SetupError, match=r"^Cannot write to .* Set LESSONS_HOME"):
-        lesson.start()
+    there = [Path("/proc")] if sys.platform == "linux" else []
+    for storage in *unwritable(tmp_path), *there:
+        monkeypatch.setattr(lesson, "STORAGE", storage)
+        with pytest.raises(lesson.SetupError, match=r"^Cannot write to .* Set LESSONS_HOME"):
+            lesson.start()
 
 
 # --- Other processes ------------------------------------------------------------------------------
@@ -640,6 +667,7 @@ def log_something():
 with lesson.dask_cluster(1, 1) as cluster, Client(cluster) as client:
     client.run(log_something)
     client.run(log_something, nanny=True)
+log_something()
 """
 
 

@@ -67,16 +67,24 @@ def client(practice, http):
     [
         ({"path": "views/{name}"}, ValueError, 'path must begin with "/"'),
         ({"path": "/views"}, ValueError, "path must begin"),
-        ({"path": None}, TypeError, "path must be a string, not None"),
+        ({"path": None}, ValueError, "path must begin"),
+        ({"path": "/views?{name}=1"}, ValueError, "path must have the name in it"),
+        ({"path": "/views#{name}"}, ValueError, "path must have the name in it: http://127.0.0.1"),
         ({"line": "{name} {number"}, ValueError, "line must have {name} and {number} in it"),
         ({"variable": "VIEWS API"}, ValueError, "variable must be the name of an environment"),
         ({"limit": ""}, ValueError, "limit must be the name of a limit"),
-        ({"answer": {"views": 1}}, TypeError, "answer must be a function"),
-        ({"answer": lambda name: name}, TypeError, "answer must return JSON for a name and a num"),
-        ({"answer": lambda name, number: API}, TypeError, "answer must return JSON"),
-        ({"answer": lambda name, number: 7}, ValueError, "answer must have the number in it"),
-        ({"name": "article"}, TypeError, "name must be a function"),
-        ({"name": lambda n: "Python"}, ValueError, "name must return another name"),
+        ({"answer": {"views": 1}}, TypeError, "answer must return other JSON"),
+        ({"answer": lambda name: name}, TypeError, "answer must return other JSON"),
+        ({"answer": lambda name, number: API}, TypeError, "answer must return other JSON"),
+        ({"answer": lambda name, number: name}, ValueError, "answer must return other JSON"),
+        ({"number": lambda n: str(n)}, TypeError, "number must return another number for each"),
+        ({"number": lambda n: n // 10}, ValueError, "number must return another number for each"),
+        ({"number": lambda n: n / 0}, TypeError, "number must return another number for each"),
+        ({"name": "article"}, TypeError, "name must return another string for each"),
+        ({"name": lambda n: n}, TypeError, "name must return another string for each"),
+        ({"name": lambda n: "Python"}, ValueError, "name must return another string for each"),
+        ({"name": lambda n: "x" * n}, ValueError, "path must have the name in it"),
+        ({"headers": "Bearer x"}, ValueError, "headers must be a dictionary"),
         ({"refusal": 200}, ValueError, "refusal must be a status from 400 to 599"),
     ],
 )
@@ -98,18 +106,123 @@ def test_a_wrong_description_is_told_in_a_sentence(wrong, error, message):
         ("/now?city={name}&units=m", "/now?units=m&city=New%20York", "New York"),
         ("/now?city={name}&units=m", "/now?units=f&city=Rome", None),
         ("/now?city={name}&units=m", "/now?units=m", None),
+        ("/now?city={name}", "/now?city=Rome&city=Oslo", None),
+        ("/now?city={name}&a=1&a=2", "/now?a=1&a=2&city=Rome", "Rome"),
+        ("/now?city={name}&a=1&a=2", "/now?a=1&city=Rome", None),
+        ("/now?city={name}&exact=", "/now?exact=&city=Rome", "Rome"),
+        ("/search?q=in:{name}+AND+open", "/search?q=in%3AR%26D+AND%20open", "R&D"),
+        ("/search?q=in:{name}+AND+open", "/search?q=in:R&D+AND+open", None),
+        ("/search?q=in:{name}+AND+open", "/search?q=in:Rome", None),
     ],
 )
 def test_where_a_path_has_its_name(path, asked, name):
-    api = Api(**WORDS | {"path": path})
-    assert api.name_in(*asked.partition("?")[::2]) == name
+    assert Api(**WORDS | {"path": path}).name_in(asked) == name
 
 
 def test_a_name_may_have_as_many_slashes_as_those_that_are_made_up():
-    api = Api(**WORDS | {"path": "/repos/{name}", "name": "load-test/{}".format})
-    assert api.name_in("/repos/owner/name", "") == "owner/name"
-    assert api.name_in("/repos/owner", "") is None
-    assert api.name_in("/repos/owner/name/issues", "") is None
+    api = Api(**WORDS | {"path": "/repos/{name}/info", "name": "load-test/{}".format})
+    assert api.address("owner/a b") == "/repos/owner/a%20b/info"
+    assert api.name_in("/repos/owner/name/info") == "owner/name"
+    assert api.name_in("/repos/owner%2Fname/info") == "owner/name"
+    assert api.name_in("/repos/name/info") == "name"
+    assert api.name_in("/repos/owner/name/issues/info") is None
+    assert api.name_in("/repos/owner//info") is None
+
+
+@pytest.mark.parametrize("path", ["/a/{name}/b", "/now?x=1&city={name}", "/s?q=in:{name}+AND+a"])
+@pytest.mark.parametrize("name", ["AC/DC", "a&b=c", "1+1", "100%", "what?#", "a%20b", "{x}", "ë"])
+def test_an_address_has_its_name(path, name):
+    api = Api(**WORDS | {"path": path})
+    assert api.name_in(api.address(name)) == name
+    assert api.address(name).isascii()
+
+
+@pytest.mark.parametrize("path", ["/views/{name}", "/now?city={name}", "/s?q=in:{name}+AND+a"])
+def test_a_name_that_is_made_up_is_another_one_without_quote(http, path):
+    api = Api(**WORDS | {"path": path})
+    name = api.name(17)
+    with api.practice(latency=0) as practice:
+        http.get(practice.url + path.format(name=name))
+        http.get(practice.url + api.address(name))
+        wrong, right = practice.requests["name"]
+    assert wrong != name == right
+
+
+# APIs that people have
+
+
+def test_download_counts_of_npm(http):
+    api = Api(
+        path="/downloads/point/last-month/{name}",
+        answer=lambda name, number: {"downloads": number, "package": name},
+        line="{name}: {number} downloads",
+        variable="NPM_API_URL",
+        limit="npm-api",
+        name="@scope/package-{}".format,
+    )
+    with api.practice(latency=0) as npm:
+        path = f"{npm.url}/downloads/point/last-month"
+        for spelt in "@babel/core", "@babel%2Fcore", "%40babel%2Fcore":
+            response = http.get(f"{path}/{spelt}")
+            count = npm.number("@babel/core")
+            assert response.json() == {"downloads": count, "package": "@babel/core"}
+        assert http.get(f"{path}/react").json()["package"] == "react"
+        assert http.get(f"{path}/@babel/core/x").status_code == 404
+
+
+def test_the_weather_of_a_city_with_a_key_in_the_address(http):
+    api = Api(
+        path="/data/2.5/weather?q={name}&units=metric&appid=practice-key",
+        answer=lambda name, number: {"name": name, "main": {"temp": number}},
+        number=lambda n: n / 10 - 40,
+        line="{name}: {number} degrees",
+        variable="WEATHER_API_URL",
+        limit="weather-api",
+    )
+    with api.practice(latency=0) as weather:
+        weather.numbers = {"São Paulo": 523, "Nuuk": 283}
+        for city, degrees in ("São Paulo", 12.3), ("Nuuk", -11.7):
+            asked = {"appid": "practice-key", "q": city, "units": "metric"}
+            body = http.get(f"{weather.url}/data/2.5/weather", params=asked).json()
+            assert body == {"name": city, "main": {"temp": pytest.approx(degrees)}}
+            assert body["main"]["temp"] == weather.number(city)
+            assert http.get(weather.url + api.address(city)).json() == body
+        weather.fail("São Paulo", body=api.answer("São Paulo", None))
+        assert http.get(weather.url + api.address("São Paulo")).json()["main"] == {"temp": None}
+        asked["appid"] = "other"
+        assert http.get(f"{weather.url}/data/2.5/weather", params=asked).status_code == 404
+
+
+def test_an_issue_tracker_with_a_token(http):
+    api = Api(
+        path="/rest/api/2/search?jql=project={name}+AND+status=open&maxResults=0",
+        answer=lambda name, number: {"total": number, "issues": []},
+        line="{name}: {number} open issues",
+        variable="TRACKER_API_URL",
+        limit="tracker-api",
+        headers={"Authorization": "Bearer practice-key"},
+    )
+    with api.practice(latency=0, rate_limit=2) as tracker:
+
+        def search(project, **headers):
+            jql = f"project={project} AND status=open"
+            asked = {"jql": jql, "maxResults": 0}
+            return http.get(f"{tracker.url}/rest/api/2/search", params=asked, headers=headers)
+
+        key = {"authorization": "Bearer practice-key"}
+        for headers in {}, {"authorization": "Bearer other"}:
+            response = search("R&D", **headers)
+            assert response.status_code == 401
+            assert response.headers["content-type"] == "application/problem+json"
+            assert response.json()["title"] == "Unauthorized"
+        assert search("R&D", **key).json() == {"total": tracker.number("R&D"), "issues": []}
+        assert http.get(f"{tracker.url}/x?jql=project=R", headers=key).status_code == 404
+        assert search("R&D", **key).status_code == 429
+        assert search("R&D").status_code == 401
+        log = tracker.requests
+    assert log["name"].tolist() == [*["R&D"] * 3, "/x?jql=project=R", *["R&D"] * 2]
+    assert log["status"].tolist() == [401, 401, 200, 404, 429, 401]
+    assert log["remaining"].tolist() == [2, 2, 1, 0, 0, 0]
 
 
 def test_answers_are_made_up_and_always_the_same(practice, client):
@@ -548,15 +661,31 @@ VIEWS = Api(
 def test_script(files, http):
     script = [sys.executable, practice_api.__file__, f"{files}/my_apis.py:VIEWS", "--port", "0"]
     process = subprocess.Popen(
-        [*script, "--fail", f"{NAME}=503x2"], stdout=-1, stderr=-1, text=True
+        [*script, "--fail", "New York=503x2"], stdout=-1, stderr=-1, text=True
     )
     url = process.stdout.readline().rstrip("\n")
-    assert f"VIEWS_API_URL={url} python my_apis.py" in process.stdout.readline()
-    assert [http.get(f"{url}{PATH}").status_code for _ in range(3)] == [503, 503, 200]
+    assert f"VIEWS_API_URL={url} python YOUR_FLOW.py" in process.stdout.readline()
+    path = "/views/New%20York/2026?a=1"
+    assert [http.get(url + path).status_code for _ in range(3)] == [503, 503, 200]
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
-    assert out.splitlines()[-3:] == [f"GET {PATH} {status}" for status in (503, 503, 200)]
+    assert out.splitlines()[-3:] == [f"GET {path} {status}" for status in (503, 503, 200)]
+
+
+@pytest.mark.parametrize(
+    ("runs", "hint"),
+    [
+        ("import sys\nsys.exit(3)", True),
+        ("from prefect import flow\n@flow\ndef mine(names): return 1 / 0\nmine([])", True),
+        ("1 / 0", False),
+    ],
+)
+def test_a_file_that_runs_its_flow_when_it_is_imported(github, files, runs, hint):
+    (files / "my_apis.py").write_text(runs)
+    with pytest.raises(ValueError, match=r"cannot import .+my_apis.py \((SystemExit|Zero)") as told:
+        practice_api.load(f"{files}/my_apis.py:VIEWS")
+    assert ("__main__" in str(told.value)) == hint
 
 
 @pytest.mark.parametrize(
