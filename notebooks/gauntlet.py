@@ -344,10 +344,10 @@ def delays_itself(arena: Arena) -> tuple[str, str]:
 @promise("at most 16 requests in flight", "3 · Not too many at once", count=24)
 def in_flight(arena: Arena) -> tuple[str, str]:
     """24 names, and an API that completes no response while more and more requests arrive."""
-    since = {}  # when so many requests were first seen
+    since = {}  # when so many requests were first in flight
 
     def hold() -> bool:
-        count, now = len(arena.log()), time.monotonic()
+        count, now = arena.api.in_flight_max, time.monotonic()
         if count > IN_FLIGHT or now - since.setdefault(count, now) > 2:
             arena.api.hold = None
         return arena.api.hold is not None
