@@ -491,8 +491,10 @@ def test_impatience_leaves_no_traceback_and_no_server(github, no_server):
         stderr=subprocess.PIPE,
         text=True,
     )
+    process = psutil.Process(run.pid)
+    until(process.children)  # on a busy machine each of these takes most of a minute
     until(lambda: len(asked(github)) > 5)
-    servers = psutil.Process(run.pid).children(recursive=True)
+    servers = process.children(recursive=True)
     for _ in range(2):  # within a second
         run.send_signal(signal.SIGINT)
         time.sleep(0.5)
