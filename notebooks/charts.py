@@ -184,7 +184,7 @@ def slots(seen: list[tuple[float, int]], title: str) -> None:
     empty = [time for time, count in zip(times, free, strict=True) if count == 0] or [0]
     figure, axes = plt.subplots(figsize=(8, 2.8))
     axes.axhline(full, color="black", linestyle="--", linewidth=1)
-    axes.step(times, free, where="post", color="black", linewidth=2)
+    axes.step([min(-1, times[0]), *times], [full, *free], where="post", color="black", linewidth=2)
     words = {"full": -0.5, "empty": empty[-1] / 2, "refills": (empty[-1] + times[-1]) / 2}
     for word, x in words.items():
         axes.text(x, 1.04 * full, word, ha="center", va="bottom")
