@@ -492,7 +492,8 @@ def test_impatience_leaves_no_traceback_and_no_server(github, no_server):
         text=True,
     )
     process = psutil.Process(run.pid)
-    until(process.children)  # on a busy machine each of these takes most of a minute
+    with contextlib.suppress(AssertionError):  # on a busy machine it takes more than a minute
+        until(lambda: len(asked(github)) > 5)
     until(lambda: len(asked(github)) > 5)
     servers = process.children(recursive=True)
     for _ in range(2):  # within a second
