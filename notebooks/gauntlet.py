@@ -495,7 +495,8 @@ def fetches_once(arena: Arena) -> tuple[str, str]:
     had, again = first.answered(), set(second.log["name"])
     attacked = bool(had and first.statuses(failed))
     evidence = f"fetched {len(again & had)} of {len(had)} again"
-    if had and not again & had and not any("T" in expiration for _, expiration in saved(began)):
+    ever = not any("T" in expiration for _, expiration in saved(began))
+    if ever and had and not again & had and arena.of is not GITHUB:  # that is lesson 9's
         arena.mistake = "saves results for ever: no cache_expiration"
     return arena.judge(
         evidence if again & had or failed in again else "never retried what had failed",
