@@ -39,6 +39,7 @@ from contextlib import ExitStack, closing, contextmanager, redirect_stdout, supp
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
+from itertools import pairwise
 from threading import Event, Lock
 from urllib.parse import quote
 
@@ -371,8 +372,9 @@ def no_retry(arena: Arena) -> tuple[str, str]:
     most = max(requests.values())
     # Only the most: where the first failure ends the flow, the other one's retries are cancelled.
     often = f"up to {most} requests" if most > 1 else "one request"
+    each = " each" if all(requests.values()) else ""
     return arena.judge(
-        f"{often} for {' and for '.join(filter(requests.get, requests))}",
+        f"{often}{each} for a {' and a '.join(filter(requests.get, requests))}",
         attacked=all(requests.values()),
         holds=most <= 1,
         good=but(arena.names, missing, blocked),
@@ -949,20 +951,29 @@ def mornings(github, morning, history) -> Coloured:
     both = whole + [row.replace("01-25", "01-26") for row in whole]
     failed = states[0].is_failed()
     named = len(heard) == 1 and REPOS[1] in heard[0]
+    added = [f"added {len(now) - len(before)} rows" for before, now in pairwise(rows)]
     return tell(
-        ("a 404 loses one of three rows", verdict(first == kept), f"{len(first)} rows"),
-        ("that run fails", verdict(failed), states[0].type.value),
-        ("the webhook hears which one", verdict(named, failed), heard or "nothing arrived"),
         (
-            "a second run adds that row",
-            verdict(second == whole, bool(first)),
-            f"{len(second)} rows",
+            "a 404 loses only its own row",
+            verdict(first == kept),
+            f"kept {len({*first} & {*kept})} of {len(kept)} others",
         ),
-        ("a third adds nothing", verdict(third == second, bool(second)), f"{len(third)} rows"),
+        ("that run fails", verdict(failed), states[0].type.value),
         (
-            "the next day adds three",
+            "the message names the failed repository",
+            verdict(named, failed),
+            " ".join(heard).replace("\n", " ") or "no message",
+        ),
+        (
+            "a second run adds the missing row",
+            verdict(second == whole, first == kept),
+            added[0] if first == kept else "judged once the first line holds",
+        ),
+        ("a third run adds nothing", verdict(third == second, bool(second)), added[1]),
+        (
+            "the next day adds three rows",
             verdict(next_day == both, third == whole),
-            f"{len(next_day)} rows",
+            added[2] if third == whole else "judged once the first day has three rows",
         ),
     )
 

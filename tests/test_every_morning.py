@@ -83,11 +83,11 @@ def test_the_script_keeps_a_failed_morning_tells_of_it_and_can_be_repeated(
     ("old", "new", "fails"),
     [
         ("", "", []),
-        (' if f"{day},{repo}," not in known', " if True", ["a second run", "a third adds"]),
+        (' if f"{day},{repo}," not in known', " if True", ["a second run", "a third run"]),
         ('f"{day},{repo},"', 'f",{repo},"', ["the next day adds"]),
         ("        raise failure", "        pass", ["that run fails"]),
-        ("error.stars, error", "{}, error", ["a 404 loses one"]),
-        ("on_failure=[tell], ", "", ["the webhook hears"]),
+        ("error.stars, error", "{}, error", ["a 404 loses only"]),
+        ("on_failure=[tell], ", "", ["the message names"]),
     ],
 )
 def test_each_part_of_the_solution_keeps_its_promise(github, capsys, monkeypatch, old, new, fails):
