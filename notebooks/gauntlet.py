@@ -218,12 +218,13 @@ class Arena:
         missed: what to say if the attack is not in the log
         """
         last = self.runs[-1]
-        self.mistake = self.request_mistaken() or self.lines_mistaken() or self.mistake
-        if not holds and not self.mistake:
+        wrong = next((words for run in self.runs for words in run.wrong.values()), "")
+        mistake = self.request_mistaken() or self.lines_mistaken() or wrong or self.mistake
+        if mistake:
+            self.mistake = mistake
+            return FAILS, mistake
+        if not holds:
             return FAILS, evidence if last.state else last.error
-        self.mistake = next((w for run in self.runs for w in run.wrong.values()), self.mistake)
-        if self.mistake:
-            return FAILS, self.mistake
         if not last.state:
             return NOT_REACHED, last.error
         if not attacked:
@@ -256,9 +257,8 @@ class Arena:
             for line in run.text.splitlines():
                 if any(name in line and number in line for name, number in had.items()):
                     return f"expected lines like {self.of.line}, not {line!r:.60}"
-            if run.state == "COMPLETED" and run.answered():
-                return f"expected lines like {self.of.line}"
-        return ""
+        completed = any(run.state == "COMPLETED" and run.answered() for run in self.runs)
+        return f"expected lines like {self.of.line}" if completed else ""
 
 
 def as_number(text: str) -> float | None:
@@ -507,7 +507,9 @@ def keeps_apart(arena: Arena) -> tuple[str, str]:
     """A second run, with another API that has other numbers for the same names."""
     first = arena.run()
     arena.open()
-    mixed_up = set(arena.run().lines) & set(first.lines)
+    second = arena.run()
+    if mixed_up := set(second.lines) & set(first.lines):
+        second.wrong.clear()
     return arena.judge(
         "printed the first API's numbers" if mixed_up else "printed each API's own numbers",
         attacked=len(first.lines) > 0,
@@ -526,12 +528,12 @@ def no_bad_response(arena: Arena) -> tuple[str, str]:
         with suppress(Exception):  # an answer may calculate with the number
             body = json.dumps(arena.of.answer(name, value))
         arena.api.fail(name, body=body)
-    first = arena.run()
+    first, again = arena.run(), arena.run()
     attacked = bool(first.statuses(useless))
-    first.wrong.clear()  # what it prints is not what this is about
-    again = arena.run()
     printed = len(again.printed(arena.names))
     wrong = sorted({repr(text) for name, text in again.lines if name in again.wrong})
+    for run in first, again:
+        run.wrong.clear()  # a null that is printed once is not what this is about
     return arena.judge(
         f"the next run printed {' and '.join([f'{printed} of {len(arena.names)}', *wrong])}",
         attacked=attacked,
@@ -648,17 +650,20 @@ def left_behind(run: Run, began: float) -> dict[str, list[str]]:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, LogFilter
 
-    time.sleep(2)  # the server records task runs in batches
     since = {"after_": datetime.fromtimestamp(began - 1, UTC)}
     with get_client(sync_client=True) as client:
         these = FlowRunFilter(start_time=since)
-        states = client.read_flow_runs(flow_run_filter=these)
-        states += client.read_task_runs(flow_run_filter=these)
+        for _ in range(10):
+            time.sleep(1)  # the server records task runs in batches
+            flow_runs = client.read_flow_runs(flow_run_filter=these)
+            task_runs = client.read_task_runs(flow_run_filter=these)
+            if task_runs and all(one.state.is_final() for one in [*flow_runs, *task_runs]):
+                break
         logs = client.read_logs(LogFilter(timestamp=since))
     return {
         "the output": [run.text],
         "Prefect's logs": [record.message for record in logs],
-        "Prefect's states": [record.model_dump_json() for record in states],
+        "Prefect's states": [record.model_dump_json() for record in [*flow_runs, *task_runs]],
         "saved results": [text for text, _ in saved(began)],
     }
 
@@ -670,7 +675,8 @@ def saved(began: float) -> list[tuple[str, str]]:
         with suppress(OSError, ValueError, KeyError, TypeError):  # of a file that is no result
             if path.stat().st_mtime > began - 0.1:
                 record = json.loads(text := path.read_text())
-                text += b64decode(record["result"]).decode(errors="replace")  # of a pickle
+                with suppress(ValueError):  # what was saved as JSON is in the text already
+                    text += b64decode(record["result"]).decode(errors="replace")
                 found.append((f"{path.name} {text}", str(record["metadata"]["expiration"])))
     return found
 
