@@ -153,11 +153,12 @@ def timelines(
             row[0].axvspan(start, start + wait, color=LIGHT_ORANGE, zorder=0)
         row[0].set(yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
         row[0].set_yticklabels(repos.values(), fontsize=8)
-        row[0].tick_params(axis="y", length=0)
+        for axes in row:
+            axes.tick_params(axis="y", length=0)
         row[0].set_title(name, loc="left", fontsize="medium")
     for axes, part, end in zip(all_axes[-1], parts, ends, strict=True):
         axes.set_xlabel(f"{part}: time (s)")
-        axes.set_xlim(0, 1.08 * end)
+        axes.set_xlim(0, 1.05 * end + 0.05 * max(ends))  # room for the last status
     meaning = {
         "a request with a good response": BLUE,
         "a failed one": ORANGE,

@@ -440,22 +440,18 @@ def obeys(arena: Arena) -> tuple[str, str]:
     )
 
 
-# In any 3 seconds the limit grants 4 + 2 * 3 = 10 slots. The API allows 15 requests, since a busy
-# machine may use a slot late.
-@promise(
-    "stays within the rate limit",
-    "4 · A limit of our own",
-    limit=(4, 2),
-    **{"count": 16, "latency": 0, "rate_limit": 15, "rate_window": 3},
-)
+# A limit that frees no slot in that time, so that it counts them: how fast a busy machine sends its
+# requests does not matter.
+@promise("stays within the rate limit", "4 · A limit of our own", limit=(100, 1 / 3600), count=16)
 def within_limit(arena: Arena) -> tuple[str, str]:
-    """An API that allows 15 requests in 3 seconds, and a limit that fits."""
-    log = arena.run().log
-    refused = (log["status"] == arena.of.refusal) & (log["remaining"] == 0) & ~log["fault"]
+    """A limit with plenty of slots, and 16 names: is one taken for each request?"""
+    sent = len(arena.run().log)
+    limit = read_limit(arena.of.limit)
+    taken = limit.active_slots if limit else 0
     return arena.judge(
-        "refused after 15 requests in 3 s" if refused.any() else "no request was refused",
-        attacked=len(log) > arena.api.rate_limit,
-        holds=not refused.any(),
+        f"{sent} requests, {taken} slots" if taken < sent else "a slot for each request",
+        attacked=sent > 0,
+        holds=taken >= sent,
         good=arena.names,
     )
 
@@ -811,8 +807,8 @@ def turn():
 def same_limit(name: str):
     """Leave the limit behind as it was."""
     before = read_limit(name)
-    set_up.new_limit(name, *WIDE)
     try:
+        set_up.new_limit(name, *WIDE)
         yield
     finally:
         set_up.delete_limit(name)
