@@ -41,7 +41,7 @@ def requests(
         axes.barh(y, log["duration"], left=log["time"], height=0.6, color=colors)
         following = log.groupby("repository")["time"].shift(-1)
         for bar in log.index[failed] if len(names) <= 12 else ():
-            status = str(log["status"][bar] or "no answer")
+            status = str(log["status"][bar] or "no response")
             room = longest * (0.03 + 0.016 * len(status))
             label = {"va": "center", "fontsize": "small"}
             if log["duration"][bar] > room:
@@ -185,7 +185,7 @@ def slots(seen: list[tuple[float, int]], title: str) -> None:
     empty = [time for time, count in zip(times, free, strict=True) if count == 0] or [0]
     figure, axes = plt.subplots(figsize=(8, 2.8))
     axes.axhline(full, color="black", linestyle="--", linewidth=1)
-    axes.step(times, free, where="post", color="black", linewidth=2)
+    axes.step([min(-1, times[0]), *times], [full, *free], where="post", color="black", linewidth=2)
     words = {"full": -0.5, "empty": empty[-1] / 2, "refills": (empty[-1] + times[-1]) / 2}
     for word, x in words.items():
         axes.text(x, 1.04 * full, word, ha="center", va="bottom")
@@ -252,15 +252,14 @@ def task_stream(
     above.set_yticks(range(len(names)), list(names.values()))
     above.set_ylim(len(names) - 0.5, -0.5)
     times, last = first + requests["time"], requests["time"].max()
-    below.step(
-        [*times, first + last], [*range(1, len(times) + 1), len(times)], where="post", color=BLUE
-    )
+    count = [*range(1, len(times) + 1), len(times)]
+    below.step([*times, first + last], count, where="post", color=BLUE, label="requests so far")
     line = f"our limit: {limit} + {slot_decay_per_second:g} a second"
     most = [limit, limit + slot_decay_per_second * last]
     below.plot([first, first + last], most, color="black", linestyle="--", label=line)
     below.set(xlabel="time (s)", ylabel="requests so far", ylim=(0, None), xlim=(0, None))
     below.yaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside lower left", ncols=3, fontsize="small")
+    figure.legend(loc="outside lower left", ncols=4, fontsize="small")
     figure.suptitle(title, x=0.01, ha="left")
     text = f"{len(stream)} task runs in {len(names)} threads of {len(workers)}"
     text += " worker processes wait for slots and send their requests, which stay below the limit"
@@ -313,7 +312,8 @@ def history(history, title: str) -> None:
         axes.text(x.iloc[-1], gained.iloc[-1], text, **label)
         told.append(text.strip())
     axes.xaxis.set_major_formatter(DateFormatter("%a %d"))
-    axes.set(ylabel="stars gained", ylim=(0, None))
+    since = date.fromisoformat(days[0])
+    axes.set(ylabel=f"stars gained since {since:%a %d}", ylim=(0, None))
     figure.suptitle(title, x=0.01, ha="left")
     show(figure, f"{title}. Stars gained, by {len(days)} days: {'; '.join(told)}.")
 

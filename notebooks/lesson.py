@@ -87,6 +87,7 @@ STORAGE = results_of(
 )
 # In place of the reader's own. Processes that a kernel starts find its results.
 KERNEL_SETTINGS = SETTINGS | {
+    "DO_NOT_TRACK": "1",  # else a `!prefect …` of a cell begins with a notice
     "PREFECT_LOCAL_STORAGE_PATH": str(STORAGE),
     "DASK_TEMPORARY_DIRECTORY": str(HOME),
     "DASK_DISTRIBUTED__LOGGING": str(dict.fromkeys(DASK_LOGGERS, SILENT)),
