@@ -650,7 +650,7 @@ def left_behind(run: Run, began: float) -> dict[str, list[str]]:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, LogFilter
 
-    since = {"after_": datetime.fromtimestamp(began - 1, UTC)}
+    since = {"after_": datetime.fromtimestamp(began, UTC)}
     with get_client(sync_client=True) as client:
         these = FlowRunFilter(start_time=since)
         for _ in range(10):
@@ -673,7 +673,7 @@ def saved(began: float) -> list[tuple[str, str]]:
     found = []
     for path in set_up.STORAGE.rglob("*"):
         with suppress(OSError, ValueError, KeyError, TypeError):  # of a file that is no result
-            if path.stat().st_mtime > began - 0.1:
+            if path.stat().st_mtime > began:
                 record = json.loads(text := path.read_text())
                 with suppress(ValueError):  # what was saved as JSON is in the text already
                     text += b64decode(record["result"]).decode(errors="replace")

@@ -202,16 +202,16 @@ SOME = (
 @pytest.mark.parametrize(
     ("contestant", "verdict", "evidence"),
     [
-        (returns_nothing, "not reached", "the run ended before the attack"),
-        (raises_at_once, "not reached", "the run ended before the attack (KeyError)"),
-        (makes_up_numbers, "does not hold", "printed a number that is not the API's"),
+        (returns_nothing, "not reached", "sent no request to GITHUB_API_URL"),
+        (raises_at_once, "not reached", r"sent no request to GITHUB_API_URL \(KeyError\)"),
+        (makes_up_numbers, "does not hold", r"printed '42' for \S+, the API has \d+"),
     ],
 )
 def test_a_flow_that_sends_nothing_keeps_no_promise(gauntlet, contestant, verdict, evidence):
     board = gauntlet.run(contestant, *SOME)
     assert len(board) == 4
     assert set(board["verdict"]) == {verdict}
-    assert set(board["evidence"]) == {evidence}
+    assert all(re.fullmatch(evidence, words) for words in board["evidence"]), str(board)
 
 
 def test_a_flow_that_hangs_is_ended(gauntlet):
@@ -260,7 +260,7 @@ def test_a_run_knows_what_its_kernel_knows_now(gauntlet, monkeypatch):
     monkeypatch.delenv("PATH")
     monkeypatch.setattr(get_current_settings().tasks, "refresh_cache", True)
     board = gauntlet.run(checks_what_it_knows, "never fetches twice")
-    assert board["evidence"].tolist() == ["the run ended before the attack"]  # not by an error
+    assert board["evidence"].tolist() == ["sent no request to GITHUB_API_URL"]  # not by an error
 
 
 def test_what_cannot_take_part_is_told_so_in_a_sentence(gauntlet, github):

@@ -24,9 +24,11 @@ ARTICLES = ["Ada_Lovelace", "AC/DC", "Python_(programming_language)"]
 @pytest.fixture
 def folder(tmp_path):
     """What the cells with %%writefile save; `my_pipeline.py` is the solution."""
-    files = [re.match(r"%%writefile (\w+\.py)\n(.+)", source, re.S) for source in SOURCES]
-    for name, source in (file.groups() for file in files if file):
-        (tmp_path / name).write_text(SOLUTION if name == "my_pipeline.py" else source)
+    for source in SOURCES:
+        if file := re.match(r"%%writefile (-a )?(\w+\.py)\n(.+)", source, re.S):
+            added, name, text = file.groups()
+            with open(tmp_path / name, "a" if added else "w") as opened:
+                opened.write(SOLUTION if name == "my_pipeline.py" else f"{text}\n")
     assert {path.name for path in tmp_path.iterdir()} == {
         "my_api.py",
         "my_pipeline.py",
