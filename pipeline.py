@@ -339,7 +339,7 @@ class Shared:
 
 def slots_to_take(shared: Shared) -> int:
     """A slot for each task that waits, or as many as are free. If none is, sleep a little."""
-    try:  # look before acquiring: refused, Prefect's client sleeps until its time-out
+    try:  # look first: a vain attempt throws away what has grown, and sleeps until its time-out
         limit = ensure_limit()
     except httpx.HTTPError as error:  # Prefect's client has retried for a minute: enough for all
         shared.not_before, shared.why = float("inf"), f"Prefect's server failed: {error}"

@@ -41,7 +41,7 @@ def requests(
         axes.barh(y, log["duration"], left=log["time"], height=0.6, color=colors)
         following = log.groupby("repository")["time"].shift(-1)
         for bar in log.index[failed] if len(names) <= 12 else ():
-            status = str(log["status"][bar] or "no answer")
+            status = str(log["status"][bar] or "no response")
             room = longest * (0.03 + 0.016 * len(status))
             label = {"va": "center", "fontsize": "small"}
             if log["duration"][bar] > room:
@@ -116,43 +116,65 @@ def allowance(
     show(figure, f"{title}. {text}; {refused} were refused.")
 
 
-def timelines(logs: dict[str, tuple], title: str, repos: list[str], parts: tuple[str, str]) -> None:
-    """Draw runs under each other, each twice: when its requests were under way, and how they ended.
+def timelines(
+    logs: dict[str, tuple], title: str, repos: dict[str, str], parts: tuple[str, str], wait: float
+) -> None:
+    """Draw two runs of each flow: when its requests were in flight, and how they ended.
 
-    logs: by name two `FakeGitHub.requests`, the first and the second run
-    repos: the rows of each run, from top to bottom
+    logs: by the flow's name two `FakeGitHub.requests`, of its first and of its second run
+    repos: the rows of each run, from top to bottom, and what to write beside them
     parts: what the first and the second runs have in common
+    wait: for how many seconds a refusal (403, 429) of the first run asks to wait
     """
-    columns = zip(*logs.values(), strict=True)
+    columns, rows = zip(*logs.values(), strict=True), list(repos)
     ends = [max((log["time"] + log["duration"]).max() for log in column) for column in columns]
+    ends[0] = max(ends[0], *(refused(first) + wait for first, _ in logs.values()))
     figure, all_axes = plt.subplots(
         len(logs),
         2,
         sharex="col",
         sharey=True,
-        figsize=(8, 0.8 + 1.05 * len(logs)),
-        width_ratios=[max(end, 0.3 * max(ends)) for end in ends],
+        figsize=(8, 1.2 + 1.25 * len(logs)),
+        width_ratios=[max(end, 0.4 * max(ends)) for end in ends],
     )
     for row, (name, runs) in zip(all_axes, logs.items(), strict=True):
         for axes, log in zip(row, runs, strict=True):
             failed = ~log["status"].between(200, 399)
-            y, colors = log["repository"].map(repos.index), failed.map({True: ORANGE, False: BLUE})
+            y, colors = log["repository"].map(rows.index), failed.map({True: ORANGE, False: BLUE})
             axes.barh(y, log["duration"], left=log["time"], height=0.8, color=colors)
             end = log["time"] + log["duration"]
             retried = log.groupby("repository")["time"].shift(-1) < end + 0.1 * max(ends)
             for bar in log.index[failed & ~retried]:  # else the status would hide the retry
                 status = f" {log['status'][bar]}"
-                axes.text(end[bar], y[bar], status, color=ORANGE, va="center", size=7)
-            axes.set(yticks=[], ylim=(len(repos) - 0.5, -0.5))
+                axes.text(end[bar], y[bar], status, color=ORANGE, va="center", size=8)
             plural = "request" if len(log) == 1 else "requests"
             axes.set_title(f"{len(log)} {plural}", loc="right", fontsize="small")
+        if (start := refused(runs[0])) >= 0:
+            row[0].axvspan(start, start + wait, color=LIGHT_ORANGE, zorder=0)
+        row[0].set(yticks=range(len(rows)), ylim=(len(rows) - 0.5, -0.5))
+        row[0].set_yticklabels(repos.values(), fontsize=8)
+        for axes in row:
+            axes.tick_params(axis="y", length=0)
         row[0].set_title(name, loc="left", fontsize="medium")
-    for axes, part in zip(all_axes[-1], parts, strict=True):
+    for axes, part, end in zip(all_axes[-1], parts, ends, strict=True):
         axes.set_xlabel(f"{part}: time (s)")
-        axes.set_xlim(left=0)
-    figure.suptitle(title, x=0.01, ha="left")
+        axes.set_xlim(0, 1.05 * end + 0.05 * max(ends))  # room for the last status
+    meaning = {
+        "a request with a good response": BLUE,
+        "a failed one": ORANGE,
+        f"GitHub said to wait {wait} s": LIGHT_ORANGE,
+    }
+    patches = [plt.Rectangle((0, 0), 1, 1, color=color, label=of) for of, color in meaning.items()]
+    figure.legend(handles=patches, loc="outside lower left", ncols=3, fontsize="small")
+    figure.suptitle(f"{title} (a row is a repository)", x=0.01, ha="left")
     counts = [f"{name} {len(first)}, then {len(then)}" for name, (first, then) in logs.items()]
     show(figure, f"{title}. Requests over time, a row for each repository: {'; '.join(counts)}.")
+
+
+def refused(log) -> float:
+    """When the first response that refused a request had arrived; -1 if there was none."""
+    refusals = log[log["status"].isin([403, 429])]
+    return (refusals["time"] + refusals["duration"]).min() if len(refusals) else -1.0
 
 
 def slots(seen: list[tuple[float, int]], title: str) -> None:
@@ -163,7 +185,7 @@ def slots(seen: list[tuple[float, int]], title: str) -> None:
     empty = [time for time, count in zip(times, free, strict=True) if count == 0] or [0]
     figure, axes = plt.subplots(figsize=(8, 2.8))
     axes.axhline(full, color="black", linestyle="--", linewidth=1)
-    axes.step(times, free, where="post", color="black", linewidth=2)
+    axes.step([min(-1, times[0]), *times], [full, *free], where="post", color="black", linewidth=2)
     words = {"full": -0.5, "empty": empty[-1] / 2, "refills": (empty[-1] + times[-1]) / 2}
     for word, x in words.items():
         axes.text(x, 1.04 * full, word, ha="center", va="bottom")
@@ -230,15 +252,14 @@ def task_stream(
     above.set_yticks(range(len(names)), list(names.values()))
     above.set_ylim(len(names) - 0.5, -0.5)
     times, last = first + requests["time"], requests["time"].max()
-    below.step(
-        [*times, first + last], [*range(1, len(times) + 1), len(times)], where="post", color=BLUE
-    )
+    count = [*range(1, len(times) + 1), len(times)]
+    below.step([*times, first + last], count, where="post", color=BLUE, label="requests so far")
     line = f"our limit: {limit} + {slot_decay_per_second:g} a second"
     most = [limit, limit + slot_decay_per_second * last]
     below.plot([first, first + last], most, color="black", linestyle="--", label=line)
     below.set(xlabel="time (s)", ylabel="requests so far", ylim=(0, None), xlim=(0, None))
     below.yaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside lower left", ncols=3, fontsize="small")
+    figure.legend(loc="outside lower left", ncols=4, fontsize="small")
     figure.suptitle(title, x=0.01, ha="left")
     text = f"{len(stream)} task runs in {len(names)} threads of {len(workers)}"
     text += " worker processes wait for slots and send their requests, which stay below the limit"
@@ -291,7 +312,8 @@ def history(history, title: str) -> None:
         axes.text(x.iloc[-1], gained.iloc[-1], text, **label)
         told.append(text.strip())
     axes.xaxis.set_major_formatter(DateFormatter("%a %d"))
-    axes.set(ylabel="stars gained", ylim=(0, None))
+    since = date.fromisoformat(days[0])
+    axes.set(ylabel=f"stars gained since {since:%a %d}", ylim=(0, None))
     figure.suptitle(title, x=0.01, ha="left")
     show(figure, f"{title}. Stars gained, by {len(days)} days: {'; '.join(told)}.")
 

@@ -14,7 +14,8 @@ without one it is GitHub's, `{repo}: {count} stars`, `GITHUB_API_URL` and the li
 
     python notebooks/gauntlet.py my_pipeline.py:my_flow [--api my_api.py:API] [PROMISE …]
 
-The command's exit code is 0 if all hold, 1 if not, and 2 for what it cannot run.
+The command's exit code is 0 if all hold, 1 if not, and 2 for what it cannot run. An API with a key,
+the `headers` of its `Api`, has a promise more: KEY.
 
 Each round has a practice API of its own, with names and numbers that no other round has. Each run
 is a new process, which is ended if it takes too long. What is judged is the API's log, the lines,
@@ -24,18 +25,23 @@ and the state of the run.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import secrets
 import sqlite3
 import sys
 import time
+from base64 import b64decode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from html import escape
+from itertools import pairwise
 from threading import Event, Lock
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -53,7 +59,7 @@ TOGETHER = 4  # rounds: more would be in each other's way, at Prefect's server
 WIDE = (5000, 5000 / 3600)  # slots, and how many become free a second: holds no request back
 LIMIT = Lock()  # held by a round that needs the limit for itself
 STORM = "all of it at once"
-WRONG = "printed a number that is not the API's"
+KEY = "keeps the key to itself"
 COLUMNS = "verdict", "evidence", "cure"
 HOLDS, FAILS, NOT_REACHED, LATER = "holds", "does not hold", "not reached", "not yet"
 MARKS = {
@@ -75,14 +81,16 @@ class Run:
     state: the type of the flow run's state; "" if it was ended from outside
     error: the name of the exception in that state, if any; or why it was ended
     log: the API's requests during the run
-    wrong: whether a line has a number that is not the API's
+    wrong: name: what its line has that is not the API's number, in words
+    text: its output
     """
 
     lines: list[tuple[str, str]]
     state: str
     error: str
     log: pd.DataFrame
-    wrong: bool
+    wrong: dict[str, str]
+    text: str
 
     def statuses(self, name: str) -> list[int]:
         """The statuses of the answers about a name."""
@@ -92,8 +100,8 @@ class Run:
         return set(self.log["name"][self.log["status"] == 200])
 
     def printed(self, names: list[str]) -> list[str]:
-        """Those of the names that have a line, in the order of the lines."""
-        return [name for name, _ in self.lines if name in names]
+        """Those of the names that have a line that is right, in the order of the lines."""
+        return [name for name, _ in self.lines if name in names and name not in self.wrong]
 
 
 class Arena:
@@ -112,6 +120,8 @@ class Arena:
         first = 100 * secrets.randbelow(10**6)
         self.names = [of.name(first + n) for n in range(count)]
         self.runs: list[Run] = []
+        self.used: set[float] = set()  # numbers
+        self.mistake = ""  # of the flow, if it is another one than the round looks for
         self.has_limit = False
         self.opened = ExitStack()
 
@@ -135,7 +145,13 @@ class Arena:
     def open(self) -> None:
         """From here on there is another API, with other numbers."""
         self.api = self.opened.enter_context(self.of.practice(**self.options))
-        self.api.numbers = {name: 1000 + secrets.randbelow(900_000) for name in self.names}
+        for name in self.names:
+            while True:  # small ones too: what the API makes of them may be negative
+                number = 1 + secrets.randbelow(secrets.choice([100, 5000, 900_000]))
+                if (made := self.of.number(number)) not in self.used:
+                    break
+            self.used.add(made)
+            self.api.numbers[name] = number
 
     def refuse(self, name: str, seconds: int) -> None:
         """Refuse the next request for a name, and say when to ask again."""
@@ -158,9 +174,12 @@ class Arena:
                 text = p.printed()
         log = self.log().iloc[seen:]
         self.api.mend()
-        lines = self.lines(text)
-        wrong = any(number != str(self.api.numbers[name]) for name, number in lines)
-        self.runs.append(Run(lines, state, error, log, wrong))
+        lines, wrong = self.lines(text), {}
+        for name, number in lines:
+            if as_number(number) != self.api.number(name):
+                has = self.api.number(name)
+                wrong[name] = f"printed {number!r:.40} for {name}, the API has {has}"
+        self.runs.append(Run(lines, state, error, log, wrong, text))
         return self.runs[-1]
 
     def lines(self, text: str) -> list[tuple[str, str]]:
@@ -199,19 +218,53 @@ class Arena:
         missed: what to say if the attack is not in the log
         """
         last = self.runs[-1]
+        wrong = next((words for run in self.runs for words in run.wrong.values()), "")
+        mistake = self.request_mistaken() or self.lines_mistaken() or wrong or self.mistake
+        if mistake:
+            self.mistake = mistake
+            return FAILS, mistake
         if not holds:
             return FAILS, evidence if last.state else last.error
-        if any(run.wrong for run in self.runs):
-            return FAILS, WRONG
         if not last.state:
             return NOT_REACHED, last.error
         if not attacked:
             error = f" ({last.error})" if last.error else ""
+            if all(run.log.empty for run in self.runs):
+                return NOT_REACHED, f"sent no request to {self.of.variable}{error}"
             return NOT_REACHED, f"the run ended {missed or 'before the attack'}{error}"
         printed = len(set(last.printed(good)))
         if printed < len(good):
             return NOT_REACHED, f"{evidence}, but printed {printed} of {len(good)}"
         return HOLDS, evidence
+
+    def request_mistaken(self) -> str:
+        """A request that the API refused for what it is, if there was no good one."""
+        log = pd.concat([run.log for run in self.runs])
+        log = log[~log["fault"] & (log["status"] > 0)]
+        refused = (log["status"] == self.of.refusal) & (log["remaining"] == 0)
+        bad = log[(log["status"] >= 400) & ~refused]
+        if bad.empty or (log["status"] < 400).any():
+            return ""
+        name, status = bad["name"].iloc[0], bad["status"].iloc[0]
+        return f"requested {self.of.address(name) if name in self.names else name} ({status})"
+
+    def lines_mistaken(self) -> str:
+        """What was printed of good responses, if no line is as it should be."""
+        if any(run.lines for run in self.runs):
+            return ""
+        had = {name: str(self.api.number(name)) for run in self.runs for name in run.answered()}
+        for run in self.runs:
+            for line in run.text.splitlines():
+                if any(name in line and number in line for name, number in had.items()):
+                    return f"expected lines like {self.of.line}, not {line!r:.60}"
+        completed = any(run.state == "COMPLETED" and run.answered() for run in self.runs)
+        return f"expected lines like {self.of.line}" if completed else ""
+
+
+def as_number(text: str) -> float | None:
+    """The number that a line has; None if it is none, as "72,198"."""
+    with suppress(ValueError):
+        return float(text)
 
 
 # --- The rounds, in the order of the lessons ------------------------------------------------------
@@ -235,12 +288,17 @@ class Round:
     def lesson(self) -> int:
         return int(self.cure.partition(" ")[0])
 
-    def play(self, flow, api: Api, patience: float, stop: Event) -> tuple[str, str, list[Run]]:
+    def play(
+        self, flow, api: Api, patience: float, stop: Event
+    ) -> tuple[tuple[str, str, str], list[Run]]:
+        """A row of the board, and the runs. No section cures another mistake than the round's."""
         with Arena(flow, api, patience, stop, **self.arena) as arena:
             if self.limit:
                 arena.take_limit(*self.limit)
             arena.open()
-            return *self.attack(arena), arena.runs
+            verdict, evidence = self.attack(arena)
+            cure = self.cure if verdict == FAILS and evidence != arena.mistake else ""
+            return (verdict, evidence, cure), arena.runs
 
 
 ROUNDS: dict[str, Round] = {}
@@ -314,8 +372,9 @@ def no_retry(arena: Arena) -> tuple[str, str]:
     most = max(requests.values())
     # Only the most: where the first failure ends the flow, the other one's retries are cancelled.
     often = f"up to {most} requests" if most > 1 else "one request"
+    each = " each" if all(requests.values()) else ""
     return arena.judge(
-        f"{often} for {' and for '.join(filter(requests.get, requests))}",
+        f"{often}{each} for a {' and a '.join(filter(requests.get, requests))}",
         attacked=all(requests.values()),
         holds=most <= 1,
         good=but(arena.names, missing, blocked),
@@ -344,10 +403,10 @@ def delays_itself(arena: Arena) -> tuple[str, str]:
 @promise("at most 16 requests in flight", "3 · Not too many at once", count=24)
 def in_flight(arena: Arena) -> tuple[str, str]:
     """24 names, and an API that completes no response while more and more requests arrive."""
-    since = {}  # when so many requests were first seen
+    since = {}  # when so many requests were first in flight
 
     def hold() -> bool:
-        count, now = len(arena.log()), time.monotonic()
+        count, now = arena.api.in_flight_max, time.monotonic()
         if count > IN_FLIGHT or now - since.setdefault(count, now) > 2:
             arena.api.hold = None
         return arena.api.hold is not None
@@ -381,22 +440,18 @@ def obeys(arena: Arena) -> tuple[str, str]:
     )
 
 
-# In any 3 seconds the limit grants 4 + 2 * 3 = 10 slots. The API allows 15 requests, since a busy
-# machine may use a slot late.
-@promise(
-    "stays within the rate limit",
-    "4 · A limit of our own",
-    limit=(4, 2),
-    **{"count": 16, "latency": 0, "rate_limit": 15, "rate_window": 3},
-)
+# A limit that frees no slot in that time, so that it counts them: how fast a busy machine sends its
+# requests does not matter.
+@promise("stays within the rate limit", "4 · A limit of our own", limit=(100, 1 / 3600), count=16)
 def within_limit(arena: Arena) -> tuple[str, str]:
-    """An API that allows 15 requests in 3 seconds, and a limit that fits."""
-    log = arena.run().log
-    refused = (log["status"] == arena.of.refusal) & (log["remaining"] == 0) & ~log["fault"]
+    """A limit with plenty of slots, and 16 names: is one taken for each request?"""
+    sent = len(arena.run().log)
+    limit = read_limit(arena.of.limit)
+    taken = limit.active_slots if limit else 0
     return arena.judge(
-        "refused after 15 requests in 3 s" if refused.any() else "no request was refused",
-        attacked=len(log) > arena.api.rate_limit,
-        holds=not refused.any(),
+        f"{sent} requests, {taken} slots" if taken < sent else "a slot for each request",
+        attacked=sent > 0,
+        holds=taken >= sent,
         good=arena.names,
     )
 
@@ -431,10 +486,14 @@ def fetches_once(arena: Arena) -> tuple[str, str]:
     """A second run, after one in which one of four failed."""
     failed = arena.names[1]
     arena.api.fail(failed, status=404, latency=0.5, times=None)  # the others arrive sooner
+    began = time.time()
     first, second = arena.run(), arena.run()
     had, again = first.answered(), set(second.log["name"])
     attacked = bool(had and first.statuses(failed))
     evidence = f"fetched {len(again & had)} of {len(had)} again"
+    ever = not any("T" in expiration for _, expiration in saved(began))
+    if ever and had and not again & had and arena.of is not GITHUB:  # that is lesson 9's
+        arena.mistake = "saves results for ever: no cache_expiration"
     return arena.judge(
         evidence if again & had or failed in again else "never retried what had failed",
         attacked=attacked,
@@ -448,7 +507,9 @@ def keeps_apart(arena: Arena) -> tuple[str, str]:
     """A second run, with another API that has other numbers for the same names."""
     first = arena.run()
     arena.open()
-    mixed_up = set(arena.run().lines) & set(first.lines)
+    second = arena.run()
+    if mixed_up := set(second.lines) & set(first.lines):
+        second.wrong.clear()
     return arena.judge(
         "printed the first API's numbers" if mixed_up else "printed each API's own numbers",
         attacked=len(first.lines) > 0,
@@ -459,14 +520,22 @@ def keeps_apart(arena: Arena) -> tuple[str, str]:
 
 @promise("never caches a bad response", "5 · One bad moment, a day of failures", count=3)
 def no_bad_response(arena: Arena) -> tuple[str, str]:
-    """Two useless responses with status 200, and a second run."""
-    useless, broken_off, _ = arena.names
+    """Three responses with status 200 and no number, null, text for a number; and a second run."""
+    useless, *no_number = arena.names
     arena.api.fail(useless, body={"message": "try later"})
-    arena.api.fail(broken_off, body='{"items": [')
-    attacked = bool(arena.run().statuses(useless))
-    printed = len(arena.run().printed(arena.names))
+    for name, value in zip(no_number, (None, "n/a"), strict=True):
+        body = '{"items": ['
+        with suppress(Exception):  # an answer may calculate with the number
+            body = json.dumps(arena.of.answer(name, value))
+        arena.api.fail(name, body=body)
+    first, again = arena.run(), arena.run()
+    attacked = bool(first.statuses(useless))
+    printed = len(again.printed(arena.names))
+    wrong = sorted({repr(text) for name, text in again.lines if name in again.wrong})
+    for run in first, again:
+        run.wrong.clear()  # a null that is printed once is not what this is about
     return arena.judge(
-        f"the next run printed {printed} of {len(arena.names)}",
+        f"the next run printed {' and '.join([f'{printed} of {len(arena.names)}', *wrong])}",
         attacked=attacked,
         holds=not attacked or printed == len(arena.names),
         good=arena.names,
@@ -553,6 +622,73 @@ def storm(arena: Arena) -> tuple[str, str]:
 PROMISES = tuple(ROUNDS)  # of the course; one of your own is played if it is named
 
 
+def keeps_key(arena: Arena) -> tuple[str, str]:
+    """Three of four fail: 404, 503 once, no number. Then the key is looked for."""
+    missing, failing, useless, _ = arena.names
+    arena.api.fail(missing, status=404, times=None)
+    arena.api.fail(failing, status=503)
+    arena.api.fail(useless, body={"message": "try later"}, times=None)
+    began = time.time()
+    run = arena.run()
+    keys = {str(value).split()[-1] for value in arena.of.headers.values()}
+    keys |= {quote(key, safe="") for key in keys}
+    found = [
+        place
+        for place, texts in left_behind(run, began).items()
+        if any(key in text for key in keys for text in texts)
+    ]
+    return arena.judge(
+        f"the key is in {', '.join(found) or 'no output, log, state or saved result'}",
+        attacked=bool(run.statuses(missing)),
+        holds=not found,
+        good=but(arena.names, missing, useless),
+    )
+
+
+def left_behind(run: Run, began: float) -> dict[str, list[str]]:
+    """place: what a run left there, as text. What Prefect's server has since then counts."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, LogFilter
+
+    since = {"after_": datetime.fromtimestamp(began, UTC)}
+    with get_client(sync_client=True) as client:
+        these = FlowRunFilter(start_time=since)
+        for _ in range(10):
+            time.sleep(1)  # the server records task runs in batches
+            flow_runs = client.read_flow_runs(flow_run_filter=these)
+            task_runs = client.read_task_runs(flow_run_filter=these)
+            if task_runs and all(one.state.is_final() for one in [*flow_runs, *task_runs]):
+                break
+        logs = client.read_logs(LogFilter(timestamp=since))
+    return {
+        "the output": [run.text],
+        "Prefect's logs": [record.message for record in logs],
+        "Prefect's states": [record.model_dump_json() for record in [*flow_runs, *task_runs]],
+        "saved results": [text for text, _ in saved(began)],
+    }
+
+
+def saved(began: float) -> list[tuple[str, str]]:
+    """The results that were saved since then, as text, and when each expires, "None" if never."""
+    found = []
+    for path in set_up.STORAGE.rglob("*"):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # of a file that is no result
+            if path.stat().st_mtime > began:
+                record = json.loads(text := path.read_text())
+                with suppress(ValueError):  # what was saved as JSON is in the text already
+                    text += b64decode(record["result"]).decode(errors="replace")
+                found.append((f"{path.name} {text}", str(record["metadata"]["expiration"])))
+    return found
+
+
+KEYED = {KEY: Round(keeps_key, "9 · Where a key lives", WIDE, {"count": 4})}
+
+
+def rounds_for(api: Api) -> dict[str, Round]:
+    """Those that a flow for this API may be sent through."""
+    return ROUNDS | (KEYED if api.headers else {})
+
+
 # --- The board ------------------------------------------------------------------------------------
 
 LEFT = 'style="text-align: left"'
@@ -614,6 +750,7 @@ def run(
     flow, *promises: str, lesson: int = 0, api: Api = GITHUB, patience: float = PATIENCE
 ) -> Board:
     """Send a flow through the rounds of these promises, or through those of lessons 1 to 6.
+    An API with a key has one more.
 
     lesson: play the rounds of this lesson and of those before it only
     api: what the flow sends its requests to
@@ -625,24 +762,25 @@ def run(
     """
     if not isinstance(api, Api):
         raise TypeError(f"api must be an Api (practice_api.py has it), not {api!r:.80}")
-    if unknown := [words for words in promises if words not in ROUNDS]:
-        raise ValueError(f"No such promise: {', '.join(unknown)}. There are: {', '.join(ROUNDS)}.")
+    rounds = rounds_for(api)
+    if unknown := [words for words in promises if words not in rounds]:
+        raise ValueError(f"No such promise: {', '.join(unknown)}. There are: {', '.join(rounds)}.")
     contestant = portable(flow)
     if "PREFECT_API_URL" not in os.environ:  # a script, which has no set-up cell
         with redirect_stdout(sys.stderr):
             set_up.start()
-    chosen = [words for words in ROUNDS if words in (promises or but(PROMISES, STORM))]
+    usual = (*but(PROMISES, STORM), KEY)
+    chosen = [words for words in rounds if words in (promises or usual)]
     board = Board("", index=chosen, columns=list(COLUMNS))
     board.attrs["flow"] = flow.fn.__name__
     for words in chosen:
-        if lesson and ROUNDS[words].lesson > lesson:
-            board.loc[words] = LATER, f"lesson {ROUNDS[words].lesson}", ""
+        if lesson and rounds[words].lesson > lesson:
+            board.loc[words] = LATER, f"lesson {rounds[words].lesson}", ""
     now = [words for words in chosen if not board["verdict"][words]]
-    rounds = closing(played(now, contestant, api, patience))
-    with Live(board) as live, turn(), same_limit(api.limit), rounds as results:
-        for words, (verdict, evidence) in results:
-            cure = ROUNDS[words].cure if verdict == FAILS and evidence != WRONG else ""
-            board.loc[words] = verdict, evidence, cure
+    rows = closing(played(now, contestant, api, patience))
+    with Live(board) as live, turn(), same_limit(api.limit), rows as results:
+        for words, row in results:
+            board.loc[words] = row
             live.update(words)
     return board
 
@@ -669,8 +807,8 @@ def turn():
 def same_limit(name: str):
     """Leave the limit behind as it was."""
     before = read_limit(name)
-    set_up.new_limit(name, *WIDE)
     try:
+        set_up.new_limit(name, *WIDE)
         yield
     finally:
         set_up.delete_limit(name)
@@ -681,17 +819,18 @@ def same_limit(name: str):
 
 
 def played(chosen: list[str], *arguments):
-    """Play rounds; yield (promise, (verdict, evidence)) as soon as each is over."""
+    """Play rounds; yield (promise, its row of the board) as soon as each is over."""
     contestant, api, patience = arguments
     stop, ended = Event(), []
-    together = [words for words in chosen if not ROUNDS[words].limit]
+    rounds = rounds_for(api)
+    together = [words for words in chosen if not rounds[words].limit]
 
-    def play(words: str) -> tuple[str, str]:
+    def play(words: str) -> tuple[str, str, str]:
         if hangs:
-            return NOT_REACHED, "no run came to its end"
-        *result, runs = ROUNDS[words].play(contestant, api, patience, stop)
+            return NOT_REACHED, "no run came to its end", ""
+        row, runs = rounds[words].play(contestant, api, patience, stop)
         ended.extend(run.state != "" for run in runs)
-        return tuple(result)
+        return row
 
     # The last one first: while it waits for a run to stop, another one has the limit.
     for some, workers in (together, TOGETHER), (but(chosen, *together)[::-1], 2):
@@ -808,20 +947,29 @@ def mornings(github, morning, history) -> Coloured:
     both = whole + [row.replace("01-25", "01-26") for row in whole]
     failed = states[0].is_failed()
     named = len(heard) == 1 and REPOS[1] in heard[0]
+    added = [f"added {len(now) - len(before)} rows" for before, now in pairwise(rows)]
     return tell(
-        ("a 404 loses one of three rows", verdict(first == kept), f"{len(first)} rows"),
-        ("that run fails", verdict(failed), states[0].type.value),
-        ("the webhook hears which one", verdict(named, failed), heard or "nothing arrived"),
         (
-            "a second run adds that row",
-            verdict(second == whole, bool(first)),
-            f"{len(second)} rows",
+            "a 404 loses only its own row",
+            verdict(first == kept),
+            f"kept {len({*first} & {*kept})} of {len(kept)} others",
         ),
-        ("a third adds nothing", verdict(third == second, bool(second)), f"{len(third)} rows"),
+        ("that run fails", verdict(failed), states[0].type.value),
         (
-            "the next day adds three",
+            "the message names the failed repository",
+            verdict(named, failed),
+            " ".join(heard).replace("\n", " ") or "no message",
+        ),
+        (
+            "a second run adds the missing row",
+            verdict(second == whole, first == kept),
+            added[0] if first == kept else "judged once the first line holds",
+        ),
+        ("a third run adds nothing", verdict(third == second, bool(second)), added[1]),
+        (
+            "the next day adds three rows",
             verdict(next_day == both, third == whole),
-            f"{len(next_day)} rows",
+            added[2] if third == whole else "judged once the first day has three rows",
         ),
     )
 

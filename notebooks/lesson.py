@@ -15,10 +15,10 @@ Everything is kept in one folder, `.lessons`, in `notebooks` or in the folder th
 import os
 import sys
 
-# A file in the working folder, or beside this one, comes last: it may have the name of a module.
-# This checkout comes before one that is installed.
+# A file of the reader's, in the working folder or beside this one, may have the name of a module:
+# so these two folders come last. This checkout comes before one that is installed.
 sys.path.append(os.path.dirname(os.path.realpath(__file__)))
-sys.path.sort(key=lambda path, last=(sys.path[-1], ""): path in last and 1 + last.index(path))
+sys.path.sort(key=lambda path: path in ("", os.path.dirname(os.path.realpath(__file__))))
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 import json
@@ -87,6 +87,7 @@ STORAGE = results_of(
 )
 # In place of the reader's own. Processes that a kernel starts find its results.
 KERNEL_SETTINGS = SETTINGS | {
+    "DO_NOT_TRACK": "1",  # else a `!prefect …` of a cell begins with a notice
     "PREFECT_LOCAL_STORAGE_PATH": str(STORAGE),
     "DASK_TEMPORARY_DIRECTORY": str(HOME),
     "DASK_DISTRIBUTED__LOGGING": str(dict.fromkeys(DASK_LOGGERS, SILENT)),

@@ -24,7 +24,7 @@ FAULTS, HOSTILE = "tests/test_faults.py::test_", "tests/test_hostile_input.py::t
 KERNELS, GAUNTLET = "tests/test_kernels.py::test_", "tests/test_gauntlet.py::test_"
 LESSON, GITHUB = "tests/test_lesson.py::test_", "tests/test_fake_github.py::test_"
 PRACTICE = "tests/test_practice_api.py::test_"
-CHECK = "tests/test_exercises.py::test_the_check_knows_right_from_wrong"
+MORNING = "tests/test_every_morning.py::test_"
 
 # By file: the name of a change, the test or lesson that catches it, what is replaced, and by what.
 MUTANTS = {
@@ -165,7 +165,7 @@ MUTANTS = {
         ),
         (
             "a slot for many",
-            f"{SCRIPT}four_processes_share_the_limit",
+            f"{PIPELINE}takes_a_slot_for_each_request_and_none_for_a_cached_result",
             *("occupy=count, ", ""),
         ),
         (
@@ -363,7 +363,7 @@ MUTANTS = {
         (
             "a body that trickles has no end",
             f"{FAULTS}each_fault_alone",
-            *("        if time.monotonic() > end:\n", "        if time.monotonic() > end + 99:\n"),
+            *("        if time.monotonic() > end:\n", "        if False:\n"),
         ),
         (
             "a log-in page is half a JSON",
@@ -420,18 +420,6 @@ MUTANTS = {
             *("    shutil.rmtree(STORAGE, ignore_errors=True)", "    pass"),
         ),
     ],
-    "notebooks/exercises.py": [
-        (
-            "what was not reached holds",
-            "notebooks/06_star_chart.ipynb",
-            *("if reached else NOT_REACHED", "if reached else HOLDS"),
-        ),
-        (
-            "always solved",
-            f"{CHECK}[03_mapping-wrong]",
-            *("all(what == HOLDS for", "any(what == HOLDS for"),
-        ),
-    ],
     "notebooks/gauntlet.py": [
         (
             "another order will do",
@@ -445,23 +433,58 @@ MUTANTS = {
         ),
         (
             "made-up counts pass",
-            f"{GAUNTLET}a_flow_that_asks_nobody_keeps_no_promise",
+            f"{GAUNTLET}a_flow_that_sends_nothing_keeps_no_promise",
             *("if any(run.wrong for run in self.runs):", "if False:"),
         ),
         (
             "what was not attacked holds",
-            f"{GAUNTLET}a_flow_that_asks_nobody_keeps_no_promise",
+            f"{GAUNTLET}a_flow_that_sends_nothing_keeps_no_promise",
             *("        if not attacked:\n", "        if False:\n"),
         ),
         (
-            "too early is as told",
-            "notebooks/08_gauntlet.ipynb",
+            "too early obeys",
+            "notebooks/04_rate_limiting.ipynb",
             *("arrived[1] - arrived[0] < 5", "arrived[1] - arrived[0] < 0"),
         ),
         (
-            "any number at once",
-            "notebooks/08_gauntlet.ipynb",
-            *("holds = arena.api.in_flight_max <= AT_ONCE", "holds = True"),
+            "any number in flight",
+            f"{GAUNTLET}a_busy_machine_hides_no_request_in_flight",
+            *("holds = arena.api.in_flight_max <= IN_FLIGHT", "holds = True"),
+        ),
+        (
+            "responses are not held back",
+            f"{GAUNTLET}a_busy_machine_hides_no_request_in_flight",
+            *("    arena.api.hold = hold\n", ""),
+        ),
+        (
+            "a request needs no slot",
+            f"{GAUNTLET}what_takes_no_slot_does_not_stay_within_the_limit",
+            *("holds=taken >= sent", "holds=True"),
+        ),
+        (
+            "a stopped run may send on",
+            f"{GAUNTLET}a_run_that_ends_and_sends_on_has_not_stopped",
+            *(' and more == "sent nothing more"', ""),
+        ),
+        (
+            "two boards at once",
+            f"{GAUNTLET}boards_take_turns_and_leave_the_limit_as_it_was",
+            *('lock.execute("BEGIN EXCLUSIVE")', 'lock.execute("BEGIN")'),
+        ),
+        (
+            "the limit stays as a round left it",
+            f"{GAUNTLET}boards_take_turns_and_leave_the_limit_as_it_was",
+            *("        if before:\n", "        if False:\n"),
+        ),
+        (
+            "what was not reached holds",
+            "notebooks/07_scaling_out.ipynb",
+            *("if reached else NOT_REACHED", "if reached else HOLDS"),
+        ),
+        (
+            "any morning is solved",
+            f"{MORNING}each_part_of_the_solution_keeps_its_promise",
+            *("all(what == HOLDS for", "any(what == HOLDS for"),
         ),
     ],
     "notebooks/runs.py": [

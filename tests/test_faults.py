@@ -120,7 +120,7 @@ class _Trickle(socketserver.BaseRequestHandler):
     def handle(self):
         answer = b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"
         with suppress(OSError):  # until the client gives up
-            for n in range(1000):
+            for n in range(150):
                 self.request.sendall(answer[n : n + 1] or b" ")
                 time.sleep(0.1)
 

@@ -274,26 +274,35 @@ def test_each_time_that_github_names_is_over(github):
 
 
 def test_a_shorter_wait_does_not_replace_a_longer_one(github):
-    for repo, latency, wait in (MANY[0], 0.5, 4), (MANY[1], 1.2, 1):
+    for repo, latency, wait in (MANY[0], 1, 4), (MANY[1], 2, 1):
         github.fail(repo, status=429, latency=latency, headers={"retry-after": wait})
     assert list(show_stars(MANY[:2])) == MANY[:2]
     log = github.requests
-    assert log["status"].tolist() == [429, 429, 200, 200]
-    assert log["time"][2] > log["time"][0] + log["duration"][0] + 3.5
+    [longer] = log.index[(log["status"] == 429) & (log["repository"] == MANY[0])]
+    assert (
+        log["time"][log["status"] == 200].min()
+        > log["time"][longer] + log["duration"][longer] + 3.5
+    )
+
+
+class SlowToRead(pipeline.Shared):
+    """So that another thread comes between a look at `not_before` and a change of it."""
+
+    def look(self):
+        moment = vars(self).get("moment", 0.0)
+        time.sleep(0.01)
+        return moment
+
+    not_before = property(look, lambda self, moment: vars(self).update(moment=moment))
 
 
 def test_two_waits_at_the_same_moment_are_both_obeyed(monkeypatch):
-    def slow():  # so that each thread is interrupted wherever it looks at the clock
-        time.sleep(0.01)
-        return time.monotonic()
-
-    monkeypatch.setattr(pipeline, "time", SimpleNamespace(monotonic=slow, time=time.time))
     monkeypatch.setattr(pipeline, "get_run_logger", lambda: SimpleNamespace(warning=print))
     monkeypatch.setattr(pipeline, "LONGEST_WAIT", 0)  # nobody sleeps
     request = httpx.Request("GET", "http://x/")
-    waits = [httpx.Response(429, headers={"retry-after": f"{n}"}, request=request) for n in (9, 99)]
-    for turn in range(10):
-        shared = pipeline.Shared()
+    waits = [httpx.Response(429, headers={"retry-after": f"{n}"}, request=request) for n in (99, 9)]
+    for turn in range(6):
+        shared = SlowToRead()
         with ThreadPoolExecutor(8) as threads:
             for response in (waits * 4)[:: 1 if turn % 2 else -1]:
                 threads.submit(pipeline.obey, response, shared)
@@ -430,14 +439,19 @@ def test_takes_a_slot_for_each_request_and_none_for_a_cached_result(github):
         assert read_limit().active_slots == len(github.requests) == 22
 
 
-def test_once_a_minute_it_says_that_it_waits(github, monkeypatch, caplog):
-    clock = SimpleNamespace(monotonic=lambda: 30 * time.monotonic(), time=time.time)
-    monkeypatch.setattr(pipeline, "time", clock)  # each second is half a minute
-    lesson.new_limit("github-api", 1, 0.2)
-    began = time.monotonic()
-    show_stars(MANY[:3])  # the last one waits for some ten seconds
-    minutes = (time.monotonic() - began) / 2
-    assert 3 <= len(re.findall("wait for slots of github-api", caplog.text)) <= minutes + 1
+def test_once_a_minute_it_says_that_it_waits(monkeypatch):
+    seconds, said = iter(range(10_000, 10_300)), []
+    full = {"limit": 1, "active_slots": 1, "active": True, "slot_decay_per_second": 1e-3}
+    limit = SimpleNamespace(name="github-api", **full)
+    clock = SimpleNamespace(monotonic=lambda: next(seconds))  # a second for each look
+    monkeypatch.setattr(pipeline, "ensure_limit", lambda: limit)
+    monkeypatch.setattr(pipeline, "get_run_logger", lambda: SimpleNamespace(warning=said.append))
+    monkeypatch.setattr(pipeline, "time", clock)
+    shared = pipeline.Shared()
+    shared.over.set()  # so that it does not sleep
+    for _ in range(300):
+        pipeline.slots_to_take(shared)
+    assert said == ["1 wait for slots of github-api, one each 1e+03 s"] * 5
 
 
 def test_a_task_called_alone_takes_one_slot(github):
@@ -486,11 +500,11 @@ def test_a_slot_that_cannot_be_acquired_once_is_no_failure(github, monkeypatch):
 
 
 def test_a_process_of_many_runs_does_not_grow(github):
-    for _ in range(5):
+    for _ in range(9):
         show_stars(REPOS)
     gc.collect()
     left = [thing for thing in gc.get_objects() if type(thing) is pipeline.Shared]
-    assert len(left) <= 2  # Prefect may hold the last ones
+    assert len(left) < 5  # Prefect holds the last ones
 
 
 def test_a_limit_that_is_lowered_in_the_middle_loses_nothing(github):
@@ -531,7 +545,7 @@ def test_a_limit_that_nobody_can_see_is_asked_for_all_the_same(github, monkeypat
     def full(client, name):
         nonlocal looks
         looks += 1
-        assert looks < 300, "it looks for ever, and never asks"
+        assert looks < 3000, "it looks for ever, and never asks"
         limit = read(client, name)
         limit.active_slots = limit.limit
         return limit
