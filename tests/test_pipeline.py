@@ -634,7 +634,7 @@ def test_a_result_that_another_process_is_just_writing_is_read_again(github, mon
 def test_the_token_of_a_private_repository_is_not_kept(github):
     github.fail(PYDANTIC, fields={"temp_clone_token": "s3cret"})
     show_stars([PYDANTIC])
-    (file,) = (lesson.HOME / "storage").iterdir()
+    (file,) = lesson.saved_files()
     assert "temp_clone_token" in file.read_text(encoding="utf-8")
     assert "s3cret" not in file.read_text(encoding="utf-8")
 
