@@ -250,7 +250,9 @@ def test_the_token_is_told_to_nobody(github, monkeypatch, caplog, capfd):
 def test_no_notebook_has_a_token():
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         text = notebook.read_text(encoding="utf-8")
-        assert not re.search(r"\b(gh[opsur]_\w{10,}|github_pat_\w+)|Bearer (?!my-token|practice-key)\w", text)
+        assert not re.search(
+            r"\b(gh[opsur]_\w{10,}|github_pat_\w+)|Bearer (?!my-token|practice-key)\w", text
+        )
 
 
 # --- Who can listen -------------------------------------------------------------------------------
