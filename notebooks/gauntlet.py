@@ -345,7 +345,7 @@ def in_order(arena: Arena, good: list[str], attacked: Callable[[Run], bool]) -> 
 
 @promise("retries transient failures", "2 · Three retries", count=4)
 def retries(arena: Arena) -> tuple[str, str]:
-    """Three fail once or twice, and then succeed: 503, 502, a lost connection."""
+    """Three fail once or twice: 503, 502, a lost connection."""
     failing = arena.names[:3]
     arena.api.fail(failing[0], status=503, times=2)
     arena.api.fail(failing[1], status=502, html=True)
@@ -402,7 +402,7 @@ def delays_itself(arena: Arena) -> tuple[str, str]:
 
 @promise("at most 16 requests in flight", "3 · Not too many at once", count=24)
 def in_flight(arena: Arena) -> tuple[str, str]:
-    """24 names, and an API that completes no response while more and more requests arrive."""
+    """24 names; no response is complete while requests arrive."""
     since = {}  # when so many requests were first in flight
 
     def hold() -> bool:
@@ -444,7 +444,7 @@ def obeys(arena: Arena) -> tuple[str, str]:
 # requests does not matter.
 @promise("stays within the rate limit", "4 · A limit of our own", limit=(100, 1 / 3600), count=16)
 def within_limit(arena: Arena) -> tuple[str, str]:
-    """A limit with plenty of slots, and 16 names: is one taken for each request?"""
+    """16 names: is a slot taken for each request?"""
     sent = len(arena.run().log)
     limit = read_limit(arena.of.limit)
     taken = limit.active_slots if limit else 0
@@ -458,7 +458,7 @@ def within_limit(arena: Arena) -> tuple[str, str]:
 
 @promise("sends nothing if the limit is missing", "4 · A typo in the name", limit=WIDE, count=6)
 def not_without_limit(arena: Arena) -> tuple[str, str]:
-    """A second run, after somebody has deleted the limit on Prefect's server."""
+    """A second run, after the limit has been deleted."""
     before = arena.run(arena.names[:3])
     set_up.delete_limit(arena.of.limit)
     after = arena.run(arena.names[3:])
@@ -504,7 +504,7 @@ def fetches_once(arena: Arena) -> tuple[str, str]:
 
 @promise("keeps two APIs' caches apart", "5 · What is in the cache key", count=2)
 def keeps_apart(arena: Arena) -> tuple[str, str]:
-    """A second run, with another API that has other numbers for the same names."""
+    """A second run, with another API that has other numbers."""
     first = arena.run()
     arena.open()
     second = arena.run()
@@ -520,7 +520,7 @@ def keeps_apart(arena: Arena) -> tuple[str, str]:
 
 @promise("never caches a bad response", "5 · One bad moment, a day of failures", count=3)
 def no_bad_response(arena: Arena) -> tuple[str, str]:
-    """Three responses with status 200 and no number, null, text for a number; and a second run."""
+    """Three responses without a number, and a second run."""
     useless, *no_number = arena.names
     arena.api.fail(useless, body={"message": "try later"})
     for name, value in zip(no_number, (None, "n/a"), strict=True):
@@ -562,7 +562,7 @@ def backs_off(arena: Arena) -> tuple[str, str]:
 
 @promise("stops within seconds", "6 · Stopping a run", limit=(3, 1 / 120), count=8)
 def stops(arena: Arena) -> tuple[str, str]:
-    """The limit frees a slot every two minutes; a run that waits for one is stopped, as by ■."""
+    """A run that waits for a slot is stopped, as by ■."""
     sent = []
 
     def interrupt(performance: Performance) -> tuple[str, str]:
