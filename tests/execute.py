@@ -3,9 +3,8 @@
     python tests/execute.py notebooks/05_caching.ipynb …
 
 The outputs become what nbval compares with from then on, so look at them. Of the metadata only the
-kernel's name and the tags are kept: no times, versions or marks of an editor. *Going deeper* and
-the code of a cell with the tag `folded` are folded. The chart of a cell with a tag `readme-NAME`
-becomes `notebooks/pictures/NAME.png`.
+kernel's name and the tags are kept: no times, versions or marks of an editor. *Going deeper* is
+folded. The chart of a cell with a tag `readme-NAME` becomes `notebooks/pictures/NAME.png`.
 """
 
 import base64
@@ -20,14 +19,11 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 FOLDED = {"jp-MarkdownHeadingCollapsed": True}
-CODE_FOLDED = {"jupyter": {"source_hidden": True}}
 
 
 def cell_metadata(cell) -> dict:
     """What is kept of a cell's metadata."""
     tags = cell.metadata.get("tags")
-    if "folded" in (tags or ()):
-        return {"tags": tags} | CODE_FOLDED
     folded = cell.cell_type == "markdown" and cell.source.startswith("## Going deeper")
     return ({"tags": tags} if tags else {}) | (FOLDED if folded else {})
 

@@ -21,7 +21,7 @@ HEADINGS = ["Set-up", "What just happened?", "Your turn", "Summary", "Going deep
 # What a lesson may do without; 0 is the tour.
 OPTIONAL = {n: {"What just happened?"} for n in range(10)}
 OPTIONAL[0] = {"What just happened?", "Your turn", "Summary", "Going deeper"}
-TAGS = {"exercise", "check", "folded", "nbval-ignore-output", "nbval-skip", "raises-exception"}
+TAGS = {"exercise", "check", "nbval-ignore-output", "nbval-skip", "raises-exception"}
 
 
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem)
